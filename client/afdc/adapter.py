@@ -1,0 +1,174 @@
+"""Adapter folders: the manifest beside the weights, and the checks made before anything is loaded.
+
+An adapter folder is immutable and its name carries the hash of its weights: `{name}-{sha12}`. The vLLM prefix cache is
+keyed by adapter name, so a name must never stand for two sets of weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from afdc.errors import AdapterError
+from afdc.files import sha256_file
+from afdc.task import Model, Task
+
+MANIFEST_FILE = "manifest.json"
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+ALLOWED_RANKS = (1, 8, 16, 32, 64, 128, 256)
+REFUSED_OPTIONS = ("use_dora", "modules_to_save", "lora_bias", "auto_mapping", "trainable_token_indices", "alora_invocation_tokens")
+MAX_HEADER_BYTES = 64 << 20
+
+
+class Probe(Model):
+    """The trainer's own label log-probs of a text, for comparison after the swap. Natural log, one value a label."""
+
+    text: str
+    logprobs: tuple[float, ...]
+
+
+class AdapterManifest(Model):
+    """`manifest.json`: what the adapter is and how to know that it arrived whole."""
+
+    format: int = 1
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+    job: str
+    round: int = Field(ge=0)
+    member: int = Field(default=0, ge=0)
+    base_model: str
+    base_revision: str
+    rank: int
+    task: Task
+    template_hash: str
+    temperature: float = Field(default=1.0, gt=0, description="calibration: divide the log-probs by this before softmax")
+    prior: tuple[float, ...] = Field(default=(), description="calibration: log-prior subtracted first; empty for none")
+    probes: tuple[Probe, ...] = ()
+    files: dict[str, str] = Field(description="file name to hex SHA-256")
+
+
+def read_manifest(folder: Path) -> AdapterManifest:
+    """Read `manifest.json`.
+
+    Raises:
+        AdapterError: it is missing or is not a manifest.
+    """
+    path = folder / MANIFEST_FILE
+    try:
+        return AdapterManifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError as exc:
+        raise AdapterError(f"{folder} is not an AFDC adapter: {MANIFEST_FILE} is missing") from exc
+    except (ValidationError, OSError) as exc:
+        raise AdapterError(f"{path} cannot be read: {exc}") from exc
+
+
+def verify_adapter(folder: Path) -> AdapterManifest:
+    """Check an adapter folder before the engine or PEFT sees it: hashes, options, tensor names, shapes and values' type.
+
+    Raises:
+        AdapterError: says which check failed. Nothing of the folder was executed or loaded.
+    """
+    manifest = read_manifest(folder)
+    _verify_files(folder, manifest)
+    config = _read_config(folder)
+    _verify_config(config, manifest, folder)
+    _verify_tensors(read_tensor_shapes(folder / WEIGHTS_FILE), manifest, folder)
+    return manifest
+
+
+def _verify_files(folder: Path, manifest: AdapterManifest) -> None:
+    missing = {CONFIG_FILE, WEIGHTS_FILE} - set(manifest.files)
+    if missing:
+        raise AdapterError(f"{folder}: the manifest lists no {', '.join(sorted(missing))}")
+    for name, expected in manifest.files.items():
+        path = folder / name
+        if Path(name).name != name or path.is_symlink() or not path.is_file():
+            raise AdapterError(f"{folder}: {name!r} is not a plain file of this folder")
+        if sha256_file(path) != expected:
+            raise AdapterError(f"{path} does not have the hash that its manifest gives", remedy="Copy the folder again")
+    unlisted = {p.name for p in folder.iterdir()} - set(manifest.files) - {MANIFEST_FILE}
+    if unlisted:
+        raise AdapterError(f"{folder}: unexpected files {', '.join(sorted(unlisted))}")
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_bytes())
+    except ValueError as exc:
+        raise AdapterError(f"{folder / CONFIG_FILE} is not JSON: {exc}") from exc
+    if not isinstance(config, dict):
+        raise AdapterError(f"{folder / CONFIG_FILE} is not a JSON object")
+    return config
+
+
+def _verify_config(config: dict[str, Any], manifest: AdapterManifest, folder: Path) -> None:
+    if config.get("peft_type") != "LORA":
+        raise AdapterError(f"{folder}: only LoRA adapters can be served, not {config.get('peft_type')!r}")
+    used = [key for key in REFUSED_OPTIONS if config.get(key)]
+    if config.get("bias", "none") != "none":
+        used.append("bias")
+    if config.get("init_lora_weights", True) not in (True, "gaussian"):
+        used.append("init_lora_weights")
+    if used:
+        raise AdapterError(f"{folder}: the serving engine does not support {', '.join(used)}")
+    if not isinstance(config.get("target_modules"), list):
+        raise AdapterError(f"{folder}: target_modules must be a list of names, not a pattern")
+    if config.get("rank_pattern") or config.get("alpha_pattern"):
+        raise AdapterError(f"{folder}: per-layer ranks are not supported")
+    if config.get("r") != manifest.rank or manifest.rank not in ALLOWED_RANKS:
+        raise AdapterError(f"{folder}: rank {config.get('r')} (manifest: {manifest.rank}) is not one of {ALLOWED_RANKS}")
+
+
+def read_tensor_shapes(path: Path) -> dict[str, list[int]]:
+    """Names and shapes from a safetensors header (safetensors format 0.4), without reading the weights.
+
+    Raises:
+        AdapterError: the file is truncated, or its header is not what the format asks for.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        head = stream.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+        if not 0 < length <= min(MAX_HEADER_BYTES, size - 8):
+            raise AdapterError(f"{path} is not a whole safetensors file")
+        try:
+            header = json.loads(stream.read(length))
+            tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+            end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+            shapes = {name: [int(n) for n in entry["shape"]] for name, entry in tensors.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+            raise AdapterError(f"{path} has a damaged safetensors header: {exc}") from exc
+    if end != size - 8 - length:
+        raise AdapterError(f"{path} is truncated: {size} bytes, and its header asks for {8 + length + end}")
+    return shapes
+
+
+def _verify_tensors(shapes: dict[str, list[int]], manifest: AdapterManifest, folder: Path) -> None:
+    if not shapes:
+        raise AdapterError(f"{folder}: {WEIGHTS_FILE} holds no tensors")
+    for name, shape in shapes.items():
+        axis = 0 if name.endswith("lora_A.weight") else 1 if name.endswith("lora_B.weight") else None
+        if axis is None or len(shape) != 2:
+            raise AdapterError(f"{folder}: tensor {name!r} is not a LoRA matrix of a linear layer")
+        if shape[axis] != manifest.rank:
+            raise AdapterError(f"{folder}: tensor {name!r} has shape {shape}, and the manifest says rank {manifest.rank}")
+        if any("lm_head" in part or "embed_tokens" in part for part in name.split(".")):
+            raise AdapterError(f"{folder}: tensor {name!r}: the output head and the embeddings must not be trained")
+
+
+def largest_probe_gap(manifest: AdapterManifest, served: list[list[float]]) -> float:
+    """Largest difference in probability between the trainer's probes and what the engine serves, in 0..1.
+
+    Probabilities and not log-probs are compared: bf16 moves the log-probs of very unlikely labels by several tenths.
+    """
+    gaps = [
+        abs(math.exp(a) - math.exp(b))
+        for probe, row in zip(manifest.probes, served, strict=True)
+        for a, b in zip(probe.logprobs, row, strict=True)
+    ]
+    return max(gaps, default=0.0)

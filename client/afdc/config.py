@@ -1,0 +1,151 @@
+"""Every setting of a job, with its default and its unit.
+
+`preset` names a full set of values; a file (`afdc.toml`, YAML) and flags then override single ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from afdc.files import canonical_json, sha256_bytes
+from afdc.task import Model
+
+PromptStyle = Literal["auto", "continuation", "chat"]
+Strategy = Literal["confidence", "least_confidence", "margin", "entropy", "committee", "diversity"]
+Device = Literal["auto", "cpu", "cuda"]
+DType = Literal["auto", "bfloat16", "float32"]
+Preset = Literal["default", "paper"]
+
+
+class EngineConfig(Model):
+    """The vLLM engine. None or "auto" means: chosen for the device (docs/engine.md has the table)."""
+
+    device: Device = "auto"
+    dtype: DType = "auto"
+    max_model_len: int = Field(default=2048, ge=128)
+    max_num_seqs: int | None = Field(default=None, ge=1)
+    max_num_batched_tokens: int | None = Field(default=None, ge=128)
+    gpu_memory_utilization: float = Field(default=0.45, gt=0, le=0.98)
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    kv_cache_gib: float = Field(default=2.0, gt=0, description="CPU only: size of the KV cache, GiB")
+    block_size: int | None = Field(default=None, ge=8, description="tokens a KV block; CPU default 32")
+    max_loras: int = Field(default=6, ge=2, description="adapters live at once: committee, the round's, the one draining")
+    hang_timeout_s: float = Field(default=180.0, gt=0, description="seconds without one token while requests wait")
+    max_restarts: int = Field(default=8, ge=0, description="engine restarts before the run fails")
+    max_in_flight: int | None = Field(default=None, ge=1, description="requests submitted at once; None = 2 x max_num_seqs")
+
+
+class AugmentConfig(Model):
+    """Generation of variants x~ ~ M(x | x_i, y_i)."""
+
+    rounds: int = Field(default=1, ge=0, description="R: passes over the seeds")
+    variants: int = Field(default=18, ge=1, description="K: variants a seed and round")
+    context_seeds: int = Field(default=5, ge=1, description="same-label seeds shown in a prompt, the parent last")
+    prompt_style: PromptStyle = "auto"
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    max_tokens: int | None = Field(default=None, ge=4, description="None: twice the longest seed, at least 24")
+    near_duplicate: float = Field(default=0.85, gt=0, le=1, description="character-shingle Jaccard at which two texts count as one")
+    min_mean_logprob: float | None = Field(default=None, description="drop variants the generator itself finds less likely, nats a token")
+
+
+class SelectConfig(Model):
+    """Which scored candidates become training rows (D2)."""
+
+    strategy: Strategy = "confidence"
+    threshold: float = Field(default=0.0, ge=0, le=1, description="tau: keep rows with confidence > tau")
+    agreement: bool = Field(default=True, description="keep a generated row only where the scored label is the intended one")
+    balance: bool = Field(default=True, description="same number of rows a label, most valuable first")
+    per_label: int | None = Field(default=None, ge=1, description="cap a label; None: no cap beyond balance")
+    per_seed: int | None = Field(default=None, ge=1, description="cap for the variants of one seed")
+    target_rows: int | None = Field(default=None, ge=1, description="at most this many rows in D2, and a reason to stop")
+    align: bool = Field(default=True, description="divide out the labeller's prior so that its mean prediction matches the target mix")
+    soft_targets: bool = Field(default=False, description="train on the label distribution instead of its argmax")
+    weighted: bool = Field(default=False, description="weight a row by its confidence")
+
+
+class TrainConfig(Model):
+    """One LoRA round."""
+
+    rank: Literal[1, 8, 16, 32, 64, 128] = 16
+    alpha: int = Field(default=32, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    rslora: bool = False
+    learning_rate: float = Field(default=1e-3, gt=0)
+    seed_epochs: int = Field(default=10, ge=1, description="epochs of round 0, over the seeds alone")
+    epochs: int = Field(default=2, ge=1, description="epochs of a later round, over seeds and selected rows")
+    seed_repeat: int = Field(default=3, ge=1, description="times each seed appears in an epoch of a later round")
+    batch_size: int = Field(default=16, ge=1, description="rows an optimiser step")
+    warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps with rising learning rate")
+    weight_decay: float = Field(default=0.0, ge=0)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    dtype: DType = "auto"
+    device: Device = "auto"
+    continue_adapter: bool = Field(default=False, description="start from the last round's adapter, not from the base")
+    checkpoint_every: int = Field(default=25, ge=1, description="optimiser steps between resumable checkpoints")
+
+
+class LoopConfig(Model):
+    """Self-training rounds and when to stop."""
+
+    rounds: int = Field(default=2, ge=0, description="T: fine-tune, swap, relabel")
+    members: int = Field(default=3, ge=0, description="seeds-only adapters (round 0); 0: the base model scores first, as in the paper")
+    ensemble: bool = Field(default=True, description="label with the mean of all adapters so far, not with the last alone")
+    holdout: float = Field(default=0.0, ge=0, lt=0.5, description="share of each label's seeds kept out of training to gate adapters")
+    patience: int = Field(default=2, ge=1, description="rounds without gain on held-out gold before stopping")
+    min_flip_rate: float = Field(default=0.0, ge=0, le=1, description="epsilon: stop when fewer labels change; 0 is off")
+    token_budget: int | None = Field(default=None, ge=1, description="stop before the next round once this many tokens are spent")
+    time_budget_s: float | None = Field(default=None, gt=0, description="stop before the next round after this many seconds")
+
+
+class RunConfig(Model):
+    """A whole job. `seed` fixes every random choice that is ours to make."""
+
+    preset: Preset = "default"
+    model: str = ""
+    seed: int = Field(default=0, ge=0)
+    engine: EngineConfig = EngineConfig()
+    augment: AugmentConfig = AugmentConfig()
+    select: SelectConfig = SelectConfig()
+    train: TrainConfig = TrainConfig()
+    loop: LoopConfig = LoopConfig()
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {
+        "select": {"strategy": "confidence", "threshold": 0.9, "agreement": False, "balance": False, "align": False},
+        "loop": {"members": 0, "ensemble": False, "rounds": 3},
+        "train": {"seed_repeat": 1},
+    },
+}
+
+
+def build_config(preset: str = "default", *overrides: dict[str, Any]) -> RunConfig:
+    """Merge a preset with nested overrides, the last one winning.
+
+    Raises:
+        pydantic.ValidationError: an unknown key or a value out of range.
+    """
+    merged: dict[str, Any] = {"preset": preset}
+    for layer in (PRESETS.get(preset, {}), *overrides):
+        merged = _merge(merged, layer)
+    return RunConfig.model_validate(merged)
+
+
+def config_hash(config: RunConfig) -> str:
+    """Hash of everything that changes the result. How many tries or seconds the engine gets does not."""
+    data = config.model_dump(mode="json")
+    for key in ("hang_timeout_s", "max_restarts", "max_in_flight"):
+        data["engine"].pop(key)
+    return sha256_bytes(canonical_json(data))
+
+
+def _merge(base: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in layer.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged

@@ -1,0 +1,84 @@
+"""`result.json`: the numbers of a finished (or interrupted) run. docs/outputs.md holds its JSON schema."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from afdc.task import Model
+
+
+class Evaluation(Model):
+    """Against gold labels. All shares are in 0..1."""
+
+    accuracy: float
+    n: int
+    macro_f1: float | None = None
+    ece: float | None = Field(default=None, description="expected calibration error, 15 equal-width bins (Guo et al. 2017)")
+
+
+class RoundResult(Model):
+    """One row of the table by round. Round 0 is before self-training."""
+
+    round: int
+    candidates: int
+    selected: int
+    per_label: dict[str, int] = {}
+    flip_rate: float | None = Field(default=None, description="share of D1 whose label changed since the last round")
+    agreement: float | None = Field(default=None, description="share of generated rows scored as the label they were generated for")
+    mean_confidence: float | None = None
+    holdout: Evaluation | None = None
+    eval: Evaluation | None = None
+    adapter: str = ""
+    activated: bool = True
+    note: str = ""
+    seconds: dict[str, float] = {}
+
+
+class EvalSummary(Model):
+    """Accuracy on --eval; null without it."""
+
+    base: float | None = None
+    seeds_only: float | None = None
+    final: float | None = None
+    n: int = 0
+
+
+class PathRows(Model):
+    rows: int
+    path: str
+
+
+class AdapterRef(Model):
+    path: str
+    name: str
+
+
+class Usage(Model):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = Field(default=0, description="prompt tokens answered from the prefix cache")
+    engine_seconds: float = 0.0
+    trainer_seconds: float = 0.0
+    startup_seconds: float = 0.0
+    wall_seconds: float = 0.0
+
+
+class RunResult(Model):
+    status: Literal["succeeded", "interrupted", "failed"]
+    job: str
+    model: str
+    model_revision: str = ""
+    preset: str
+    config_hash: str
+    seeds: int
+    labels: list[str]
+    rounds: list[RoundResult] = []
+    stop_reason: str = ""
+    eval: EvalSummary = EvalSummary()
+    dropped: dict[str, int] = Field(default={}, description="why generated texts were left out, counted")
+    dataset: PathRows | None = None
+    adapter: AdapterRef | None = None
+    usage: Usage = Usage()
+    error: str = ""

@@ -1,0 +1,73 @@
+"""What the user wants labelled: the task, and one labelled example."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+MAX_LABELS = 1024
+DEFAULT_INSTRUCTION = "Classify the text."
+
+
+class Model(BaseModel):
+    """Base of everything read from outside: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Label(Model):
+    """One class: the exact text that the model is trained to answer, and what it means."""
+
+    name: str = Field(min_length=1)
+    description: str = ""
+
+
+def _label_from_name(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Task(Model):
+    """An instruction and the closed set of labels to choose from."""
+
+    instruction: str = Field(default=DEFAULT_INSTRUCTION, min_length=1)
+    labels: tuple[Annotated[Label, BeforeValidator(_label_from_name)], ...] = Field(max_length=MAX_LABELS)
+
+    @model_validator(mode="after")
+    def _check_labels(self) -> Self:
+        names = [normalise_text(label.name) for label in self.labels]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"labels given twice: {', '.join(repeated)}")
+        if len(names) < 2:
+            raise ValueError(f"a task needs at least two labels, and this one has {len(names)}")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Label names, in the order of every score array's last axis."""
+        return tuple(label.name for label in self.labels)
+
+
+class Example(Model):
+    """A text and, when it is known, its label."""
+
+    id: str = ""
+    text: str
+    label: str | None = None
+
+
+def normalise_text(text: str) -> str:
+    """NFC text without surrounding white space: what is stored, shown to the model and hashed."""
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def text_id(prefix: str, *parts: object) -> str:
+    """Stable id: `prefix` and 16 hex digits of SHA-256 over the parts.
+
+    The same inputs give the same id in every run, so that work done twice is recognised.
+    """
+    joined = "\x1f".join(str(part) for part in parts)
+    return f"{prefix}{hashlib.sha256(joined.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"

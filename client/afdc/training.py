@@ -1,0 +1,68 @@
+"""What goes into the trainer process and what comes out of it.
+
+A round is a folder: `job.json` and `rows.jsonl` in, `result.json` and an adapter folder out. Nothing else is shared.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from afdc.config import TrainConfig
+from afdc.task import Model, Task
+
+JOB_FILE = "job.json"
+ROWS_FILE = "rows.jsonl"
+RESULT_FILE = "result.json"
+
+
+class TrainRow(Model):
+    """One training text. `targets` maps label indices to probabilities (sum 1): one entry is a hard label.
+
+    The loss of a row is weight * sum_y targets[y] * -log P(label y and terminator | text), averaged over tokens.
+    """
+
+    text: str
+    targets: dict[int, float] = Field(min_length=1)
+    weight: float = Field(default=1.0, ge=0)
+    gold: bool = False
+
+
+class TrainJob(Model):
+    """`job.json`: all that one training run needs; paths are absolute."""
+
+    name: str = Field(description="adapter name without the hash: {job}-r{round}[-m{member}]")
+    job: str
+    round: int = Field(ge=0)
+    member: int = Field(default=0, ge=0)
+    model: Path
+    model_revision: str
+    task: Task
+    template_hash: str = Field(description="PromptCodec.template_hash of the engine; the trainer refuses another")
+    rows: Path
+    epochs: int = Field(ge=1)
+    gold_repeat: int = Field(default=1, ge=1, description="times each gold row appears in an epoch")
+    seed: int
+    config: TrainConfig
+    continue_from: Path | None = None
+    probes: tuple[str, ...] = Field(description="texts whose label log-probs the trainer reports, to check the swap")
+    max_tokens: int = Field(ge=16, description="longest prompt plus label, tokens")
+    work: Path = Field(description="checkpoints; may be deleted once the result exists")
+    adapters: Path = Field(description="folder in which the finished adapter folder appears, named `name-sha12`")
+    result: Path = Field(description="where result.json appears last of all")
+
+
+class TrainResult(Model):
+    """`result.json`."""
+
+    status: Literal["succeeded", "failed"]
+    adapter: Path | None = None
+    error: str = ""
+    losses: tuple[float, ...] = ()
+    steps: int = 0
+    rows: int = 0
+    tokens: int = Field(default=0, description="tokens that went through the model, padding and shared prefixes counted once")
+    seconds: float = 0.0
+    resumed_at_step: int = 0
