@@ -1,0 +1,238 @@
+"""The data-set card, `job.yaml` and `task.json`: what a reader and a second run need to know.
+
+Texts and labels come from users and from a language model: they are escaped before they enter Markdown.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from afdc.config import RunConfig, config_hash
+from afdc.files import canonical_json, sha256_bytes
+from afdc.result import EvalSummary
+from afdc.task import Task
+from afdc.version import afdc_version
+
+CONFIG_FOLDERS = {
+    "default": "data",
+    "messages": "messages",
+    "prompt_completion": "prompt_completion",
+    "rejected": "rejected",
+}
+SIZE_STEPS = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+SAMPLE_CHARS = 160
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What the papers say besides the rows.
+
+    Attributes:
+        model: base model, as it is named in result.json.
+        adapter: name of the adapter M*; "" where none was trained.
+        dropped: generated texts that never became candidates, counted by reason.
+        title: heading of the card.
+    """
+
+    task: Task
+    config: RunConfig
+    job: str
+    model: str
+    model_revision: str = ""
+    adapter: str = ""
+    eval: EvalSummary = field(default_factory=EvalSummary)
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    title: str = ""
+
+    def identity(self) -> str:
+        """Hash of the task and of every setting that changes the result."""
+        task = self.task.model_dump(mode="json")
+        return sha256_bytes(canonical_json([task, config_hash(self.config), self.model, self.model_revision]))
+
+    def provenance(self) -> dict[str, str]:
+        """Where the data set comes from, for the manifest."""
+        return {
+            "afdc_version": afdc_version(),
+            "job": self.job,
+            "config_hash": config_hash(self.config),
+            "model": self.model,
+            "model_revision": self.model_revision,
+            "adapter": self.adapter,
+        }
+
+
+@dataclass(frozen=True)
+class DataCounts:
+    """Counts over all rows and a few rows to show."""
+
+    rows: int
+    rejected: int
+    per_label: Mapping[str, int]
+    per_source: Mapping[str, int]
+    reasons: Mapping[str, int]
+    samples: Sequence[Mapping[str, Any]]
+
+
+def escape_markdown(text: str) -> str:
+    """`text` as one line of Markdown that renders as itself, in tables too: no markup, no HTML, no links.
+
+    For use inside a line: what is markup only at a line's start ("-", "1.") is left alone.
+    """
+    line = " ".join(text.split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    line = re.sub(r"([\\`*_{}\[\]()#!|~$])", r"\\\1", line)
+    return line.replace("://", "&#58;//").replace("www.", "www&#46;")
+
+
+def job_yaml(facts: CardFacts) -> str:
+    """The resolved job: `afdc run --config job.yaml --seeds … --out …` makes the same data set again."""
+    run = {"task": "task.json", **facts.config.model_dump(mode="json"), "model": facts.model}
+    document = {"run": run, "made_by": facts.provenance()}
+    return str(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+
+
+def task_json(task: Task) -> str:
+    """The task, in the form that `--task` reads."""
+    return json.dumps(task.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+
+
+def render_card(facts: CardFacts, counts: DataCounts) -> str:
+    """The whole README.md: YAML front matter, then Markdown."""
+    parts = [
+        f"---\n{yaml.safe_dump(_front_matter(facts, counts), sort_keys=False, allow_unicode=True)}---",
+        f"# {escape_markdown(facts.title or 'Fine-tuning data for text classification')}",
+        _what_it_is(facts, counts),
+        "## Load it\n\n" + _how_to_load(counts.rejected > 0),
+        "## Contents\n\n" + _contents(counts),
+        "## Examples\n\n" + _samples(counts.samples),
+        "## How it was made\n\n" + _how_made(facts, counts),
+        "## Limitations\n\n" + _limitations(facts),
+        "## Licence\n\n" + _licence(facts),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(facts: CardFacts, counts: DataCounts) -> dict[str, Any]:
+    configs: list[dict[str, Any]] = [
+        {"config_name": name, "data_files": [{"split": "train", "path": f"{folder}/train-*.parquet"}]}
+        for name, folder in CONFIG_FOLDERS.items()
+        if name != "rejected" or counts.rejected  # `datasets` cannot load a split without rows
+    ]
+    configs[0]["default"] = True
+    return {
+        "pretty_name": facts.title or "Fine-tuning data for text classification",
+        "task_categories": ["text-classification"],
+        "annotations_creators": ["machine-generated"],
+        "size_categories": [next((name for limit, name in SIZE_STEPS if counts.rows < limit), "n>1M")],
+        "tags": ["synthetic", "afdc"],
+        "configs": configs,
+    }
+
+
+def _what_it_is(facts: CardFacts, counts: DataCounts) -> str:
+    labels = ", ".join(escape_markdown(name) for name in facts.task.names[:20])
+    more = f" and {len(facts.task.names) - 20} more" if len(facts.task.names) > 20 else ""
+    return (
+        f"{counts.rows:,} texts labelled with {len(facts.task.names)} classes ({labels}{more}), constructed by AFDC "
+        f"from {counts.per_source.get('seed', 0)} hand-labelled examples. The task, word for word: "
+        f"{escape_markdown(facts.task.instruction)}"
+    )
+
+
+def _how_to_load(has_rejected: bool) -> str:
+    uses = [
+        ("rows", "", "every row with its whole history"),
+        ("chat", ', "messages"', "system, user and assistant turns, and a weight"),
+        ("pairs", ', "prompt_completion"', "conversational pairs, as TRL's SFTTrainer takes them"),
+        ("left_out", ', "rejected"', "what was left out, and why"),
+    ]
+    calls = [(f'{name} = load_dataset("PATH/OF/THIS/FOLDER"{config})', why) for name, config, why in uses]
+    lines = [f"{call:<66} # {why}" for call, why in calls[: 4 if has_rejected else 3]]
+    code = "\n".join(["```python", "from datasets import load_dataset", "", *lines, "```"])
+    return f"{code}\n\n`distribution` holds one probability a label, in the order of `labels` in `manifest.json`."
+
+
+def _contents(counts: DataCounts) -> str:
+    blocks = [
+        _table(("label", "rows"), counts.per_label.items()),
+        _table(("source", "rows"), counts.per_source.items()),
+    ]
+    if counts.reasons:
+        blocks += [
+            f"{counts.rejected:,} rows are in `rejected`:",
+            _table(("why a row was left out", "rows"), counts.reasons.items()),
+        ]
+    return "\n\n".join(blocks)
+
+
+def _samples(samples: Sequence[Mapping[str, Any]]) -> str:
+    if not samples:
+        return "All rows are seeds."
+    lines = ["| text | label | confidence |", "|---|---|---:|"]
+    for row in samples:
+        text = row["text"] if len(row["text"]) <= SAMPLE_CHARS else row["text"][: SAMPLE_CHARS - 1] + "…"
+        confidence = "" if row["confidence"] is None else f"{row['confidence']:.2f}"
+        lines.append(f"| {escape_markdown(text)} | {escape_markdown(str(row['label']))} | {confidence} |")
+    return "\n".join(lines)
+
+
+def _how_made(facts: CardFacts, counts: DataCounts) -> str:
+    config = facts.config
+    model = escape_markdown(facts.model)
+    steps = [
+        f"1. {model} wrote {config.augment.variants} variants of each seed in {config.augment.rounds} round(s); exact "
+        "and near-duplicates, malformed texts and anything close to the evaluation set were removed.",
+        "2. Each text was scored: the probability of every label's whole token sequence, normalised over the labels.",
+        f"3. Rows were selected by the strategy `{config.select.strategy}` with threshold {config.select.threshold}.",
+        f"4. A LoRA adapter was trained on them and relabelled them, {config.loop.rounds} round(s) at most. "
+        + (f"The last adapter is {escape_markdown(facts.adapter)}." if facts.adapter else "No adapter was kept."),
+    ]
+    blocks = [
+        "\n".join(steps),
+        "`job.yaml` and `task.json` hold every setting; `manifest.json` the hash of every file.",
+    ]
+    if facts.eval.final is not None:
+        blocks.append(_accuracies(facts.eval))
+    if facts.dropped:
+        ordered = sorted(facts.dropped.items(), key=lambda item: (-item[1], item[0]))
+        blocks.append(_table(("generated texts dropped before scoring", "texts"), ordered))
+    return "\n\n".join(blocks)
+
+
+def _accuracies(evaluation: EvalSummary) -> str:
+    named = [("base model", evaluation.base), ("seeds only", evaluation.seeds_only), ("final", evaluation.final)]
+    rows = [(name, "" if value is None else f"{100 * value:.1f} %") for name, value in named]
+    return _table((f"accuracy on {evaluation.n} held-back examples", ""), rows)
+
+
+def _limitations(facts: CardFacts) -> str:
+    model = escape_markdown(facts.model)
+    return (
+        f"- Rows with source `generated` were written by {model}; they carry its errors, biases and style, and may "
+        "state things that are false.\n"
+        "- Their labels are the model's own. `confidence` is its opinion and not a measured accuracy: check a sample "
+        "of each label before you rely on it.\n"
+        "- The seeds set the range: a kind of text that no seed shows is probably missing.\n"
+        "- Generated text may repeat private details that stand in the seeds."
+    )
+
+
+def _licence(facts: CardFacts) -> str:
+    return (
+        "None is declared: whoever publishes this folder chooses one. It depends on the rights in the seeds and "
+        f"in any unlabelled text, and on the terms of {escape_markdown(facts.model)} for its output."
+    )
+
+
+def _table(header: tuple[str, str], rows: Iterable[tuple[str, Any]]) -> str:
+    lines = [f"| {header[0]} | {header[1]} |", "|---|---:|"]
+    for name, value in rows:
+        shown = f"{value:,}" if isinstance(value, int) else str(value)
+        lines.append(f"| {escape_markdown(str(name)) or '(none)'} | {shown} |")
+    return "\n".join(lines)

@@ -1,0 +1,47 @@
+"""The card: valid front matter, honest text, and nothing from a model that acts as markup."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from afdc_server.export.card import CardFacts, escape_markdown
+from afdc_server.export.dataset import write_dataset
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["<img src=x onerror=alert(1)>", "[click](http://evil.example)", "a | b", "`code`", "# head\n\n- list", "**bold**"],
+)
+def test_markup_is_escaped(text: str) -> None:
+    escaped = escape_markdown(text)
+    assert "<" not in escaped
+    assert "\n" not in escaped
+    assert "://" not in escaped
+    for mark in "[]()|`#*":
+        assert escaped.count(mark) == escaped.count("\\" + mark)
+
+
+def test_card_says_what_it_is(
+    tmp_path: Path, rows: list[dict[str, Any]], facts: CardFacts, row: Callable[..., dict[str, Any]]
+) -> None:
+    hostile = row(1, text="---\n<script>alert(1)</script> | x")
+    write_dataset(tmp_path / "dataset", [*rows[:6], hostile], rows[:1], facts)
+    card = (tmp_path / "dataset" / "README.md").read_text()
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert [config["config_name"] for config in front["configs"]] == [
+        "default",
+        "messages",
+        "prompt_completion",
+        "rejected",
+    ]
+    assert "license" not in front, "the licence is the user's to choose"
+    assert "<script" not in card
+    assert "80.0 %" in card
+    assert "exact duplicate" in card
+    for heading in ("## Load it", "## How it was made", "## Limitations", "## Licence"):
+        assert heading in card
