@@ -22,7 +22,14 @@ MANIFEST_FILE = "manifest.json"
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 ALLOWED_RANKS = (1, 8, 16, 32, 64, 128, 256)
-REFUSED_OPTIONS = ("use_dora", "modules_to_save", "lora_bias", "auto_mapping", "trainable_token_indices", "alora_invocation_tokens")
+REFUSED_OPTIONS = (
+    "use_dora",
+    "modules_to_save",
+    "lora_bias",
+    "auto_mapping",
+    "trainable_token_indices",
+    "alora_invocation_tokens",
+)
 MAX_HEADER_BYTES = 64 << 20
 
 
@@ -46,7 +53,9 @@ class AdapterManifest(Model):
     rank: int
     task: Task
     template_hash: str
-    temperature: float = Field(default=1.0, gt=0, description="calibration: divide the log-probs by this before softmax")
+    temperature: float = Field(
+        default=1.0, gt=0, description="calibration: divide the log-probs by this before softmax"
+    )
     prior: tuple[float, ...] = Field(default=(), description="calibration: log-prior subtracted first; empty for none")
     probes: tuple[Probe, ...] = ()
     files: dict[str, str] = Field(description="file name to hex SHA-256")
@@ -121,7 +130,9 @@ def _verify_config(config: dict[str, Any], manifest: AdapterManifest, folder: Pa
     if config.get("rank_pattern") or config.get("alpha_pattern"):
         raise AdapterError(f"{folder}: per-layer ranks are not supported")
     if config.get("r") != manifest.rank or manifest.rank not in ALLOWED_RANKS:
-        raise AdapterError(f"{folder}: rank {config.get('r')} (manifest: {manifest.rank}) is not one of {ALLOWED_RANKS}")
+        raise AdapterError(
+            f"{folder}: rank {config.get('r')} (manifest: {manifest.rank}) is not one of {ALLOWED_RANKS}"
+        )
 
 
 def read_tensor_shapes(path: Path) -> dict[str, list[int]]:
@@ -156,7 +167,9 @@ def _verify_tensors(shapes: dict[str, list[int]], manifest: AdapterManifest, fol
         if axis is None or len(shape) != 2:
             raise AdapterError(f"{folder}: tensor {name!r} is not a LoRA matrix of a linear layer")
         if shape[axis] != manifest.rank:
-            raise AdapterError(f"{folder}: tensor {name!r} has shape {shape}, and the manifest says rank {manifest.rank}")
+            raise AdapterError(
+                f"{folder}: tensor {name!r} has shape {shape}, and the manifest says rank {manifest.rank}"
+            )
         if any("lm_head" in part or "embed_tokens" in part for part in name.split(".")):
             raise AdapterError(f"{folder}: tensor {name!r}: the output head and the embeddings must not be trained")
 

@@ -31,10 +31,21 @@ class EngineConfig(Model):
     tensor_parallel_size: int = Field(default=1, ge=1)
     kv_cache_gib: float = Field(default=2.0, gt=0, description="CPU only: size of the KV cache, GiB")
     block_size: int | None = Field(default=None, ge=8, description="tokens a KV block; CPU default 32")
-    max_loras: int = Field(default=6, ge=2, description="adapters live at once: committee, the round's, the one draining")
+    max_loras: int = Field(
+        default=6, ge=2, description="adapters live at once: committee, the round's, the one draining"
+    )
+    max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256] = Field(
+        default=16,
+        description="largest adapter rank; a run sets it to train.rank, since buffers and CPU traffic grow with it",
+    )
+    sleep_mode: bool = Field(
+        default=False, description="CUDA only: give the KV cache's memory to the trainer while it runs"
+    )
     hang_timeout_s: float = Field(default=180.0, gt=0, description="seconds without one token while requests wait")
     max_restarts: int = Field(default=8, ge=0, description="engine restarts before the run fails")
-    max_in_flight: int | None = Field(default=None, ge=1, description="requests submitted at once; None = 2 x max_num_seqs")
+    max_in_flight: int | None = Field(
+        default=None, ge=1, description="requests submitted at once; None = 2 x max_num_seqs"
+    )
 
 
 class AugmentConfig(Model):
@@ -47,8 +58,12 @@ class AugmentConfig(Model):
     temperature: float = Field(default=1.0, gt=0)
     top_p: float = Field(default=0.95, gt=0, le=1)
     max_tokens: int | None = Field(default=None, ge=4, description="None: twice the longest seed, at least 24")
-    near_duplicate: float = Field(default=0.85, gt=0, le=1, description="character-shingle Jaccard at which two texts count as one")
-    min_mean_logprob: float | None = Field(default=None, description="drop variants the generator itself finds less likely, nats a token")
+    near_duplicate: float = Field(
+        default=0.85, gt=0, le=1, description="character-shingle Jaccard at which two texts count as one"
+    )
+    min_mean_logprob: float | None = Field(
+        default=None, description="drop variants the generator itself finds less likely, nats a token"
+    )
 
 
 class SelectConfig(Model):
@@ -56,12 +71,18 @@ class SelectConfig(Model):
 
     strategy: Strategy = "confidence"
     threshold: float = Field(default=0.0, ge=0, le=1, description="tau: keep rows with confidence > tau")
-    agreement: bool = Field(default=True, description="keep a generated row only where the scored label is the intended one")
+    agreement: bool = Field(
+        default=True, description="keep a generated row only where the scored label is the intended one"
+    )
     balance: bool = Field(default=True, description="same number of rows a label, most valuable first")
     per_label: int | None = Field(default=None, ge=1, description="cap a label; None: no cap beyond balance")
     per_seed: int | None = Field(default=None, ge=1, description="cap for the variants of one seed")
-    target_rows: int | None = Field(default=None, ge=1, description="at most this many rows in D2, and a reason to stop")
-    align: bool = Field(default=True, description="divide out the labeller's prior so that its mean prediction matches the target mix")
+    target_rows: int | None = Field(
+        default=None, ge=1, description="at most this many rows in D2, and a reason to stop"
+    )
+    align: bool = Field(
+        default=True, description="divide out the labeller's prior so that its mean prediction matches the target mix"
+    )
     soft_targets: bool = Field(default=False, description="train on the label distribution instead of its argmax")
     weighted: bool = Field(default=False, description="weight a row by its confidence")
 
@@ -91,13 +112,25 @@ class LoopConfig(Model):
     """Self-training rounds and when to stop."""
 
     rounds: int = Field(default=2, ge=0, description="T: fine-tune, swap, relabel")
-    members: int = Field(default=3, ge=0, description="seeds-only adapters (round 0); 0: the base model scores first, as in the paper")
-    ensemble: bool = Field(default=True, description="label with the mean of all adapters so far, not with the last alone")
-    holdout: float = Field(default=0.0, ge=0, lt=0.5, description="share of each label's seeds kept out of training to gate adapters")
+    members: int = Field(
+        default=3, ge=0, description="seeds-only adapters (round 0); 0: the base model scores first, as in the paper"
+    )
+    ensemble: bool = Field(
+        default=True, description="label with the mean of all adapters so far, not with the last alone"
+    )
+    holdout: float = Field(
+        default=0.0, ge=0, lt=0.5, description="share of each label's seeds kept out of training to gate adapters"
+    )
     patience: int = Field(default=2, ge=1, description="rounds without gain on held-out gold before stopping")
-    min_flip_rate: float = Field(default=0.0, ge=0, le=1, description="epsilon: stop when fewer labels change; 0 is off")
-    token_budget: int | None = Field(default=None, ge=1, description="stop before the next round once this many tokens are spent")
-    time_budget_s: float | None = Field(default=None, gt=0, description="stop before the next round after this many seconds")
+    min_flip_rate: float = Field(
+        default=0.0, ge=0, le=1, description="epsilon: stop when fewer labels change; 0 is off"
+    )
+    token_budget: int | None = Field(
+        default=None, ge=1, description="stop before the next round once this many tokens are spent"
+    )
+    time_budget_s: float | None = Field(
+        default=None, gt=0, description="stop before the next round after this many seconds"
+    )
 
 
 class RunConfig(Model):

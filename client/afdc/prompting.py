@@ -197,7 +197,9 @@ def system_prompt(task: Task) -> str:
     described = [label for label in task.labels if label.description]
     named = all(name.casefold() in text.casefold() for name in task.names)
     if described and len(task.labels) <= LISTED_LABELS:
-        lines = [f"- {label.name}: {label.description}" if label.description else f"- {label.name}" for label in task.labels]
+        lines = [
+            f"- {label.name}: {label.description}" if label.description else f"- {label.name}" for label in task.labels
+        ]
         return "\n".join([text, *lines])
     if named or len(task.labels) > LISTED_LABELS:
         return text

@@ -15,7 +15,9 @@ class Evaluation(Model):
     accuracy: float
     n: int
     macro_f1: float | None = None
-    ece: float | None = Field(default=None, description="expected calibration error, 15 equal-width bins (Guo et al. 2017)")
+    ece: float | None = Field(
+        default=None, description="expected calibration error, 15 equal-width bins (Guo et al. 2017)"
+    )
 
 
 class RoundResult(Model):
@@ -26,7 +28,9 @@ class RoundResult(Model):
     selected: int
     per_label: dict[str, int] = {}
     flip_rate: float | None = Field(default=None, description="share of D1 whose label changed since the last round")
-    agreement: float | None = Field(default=None, description="share of generated rows scored as the label they were generated for")
+    agreement: float | None = Field(
+        default=None, description="share of generated rows scored as the label they were generated for"
+    )
     mean_confidence: float | None = None
     holdout: Evaluation | None = None
     eval: Evaluation | None = None

@@ -63,6 +63,8 @@ class TrainResult(Model):
     losses: tuple[float, ...] = ()
     steps: int = 0
     rows: int = 0
-    tokens: int = Field(default=0, description="tokens that went through the model, padding and shared prefixes counted once")
+    tokens: int = Field(
+        default=0, description="tokens that went through the model, padding and shared prefixes counted once"
+    )
     seconds: float = 0.0
     resumed_at_step: int = 0

@@ -190,12 +190,18 @@ class Ledger(Protocol):
 
     def commit_chunk(self, key: StageKey, inputs: str, chunk: ChunkRecord) -> None: ...
 
-    def commit_stage(self, key: StageKey, inputs: str, result: Mapping[str, Any], seconds: float) -> None:
+    def commit_stage(
+        self, key: StageKey, inputs: str, result: Mapping[str, Any], seconds: float, counters: Mapping[str, float]
+    ) -> None:
         """Record the stage's result, its `stage_finished` event and its counters together."""
         ...
 
     def seconds(self) -> dict[tuple[int, str], float]:
         """Seconds of every finished stage by (round, stage)."""
+        ...
+
+    def totals(self) -> dict[str, float]:
+        """Sum of every counter over all committed chunks and stages."""
         ...
 
     def add_event(self, kind: str, payload: Mapping[str, Any]) -> int:

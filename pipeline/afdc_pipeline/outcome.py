@@ -1,0 +1,117 @@
+"""The rows of the finished job: D0 and D2 as kept, everything else as rejected, each with its whole story."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from afdc_pipeline.context import JobContext
+from afdc_pipeline.loop import LoopState
+from afdc_pipeline.rows import Candidate, Seed
+from afdc_pipeline.stages.decide import decided_rows
+
+DecidedRow = tuple[Candidate, list[dict[str, Any]]]
+
+
+def kept_rows(ctx: JobContext, state: LoopState) -> Iterator[dict[str, Any]]:
+    """D = D0 and D2: the gold seeds first, then the rows of the last round's D2 in the order of the pool."""
+    for seed in ctx.inputs.seeds:
+        yield _seed_row(ctx, seed)
+    for candidate, story in _stories(ctx, state):
+        if story[-1]["keep"]:
+            yield _row(ctx, state, candidate, story)
+
+
+def rejected_rows(ctx: JobContext, state: LoopState) -> Iterator[dict[str, Any]]:
+    """Scored texts that selection left out, then the texts that the filters dropped before scoring."""
+    for candidate, story in _stories(ctx, state):
+        if not story[-1]["keep"]:
+            yield _row(ctx, state, candidate, story)
+    for candidate, reason in state.pool.dropped():
+        yield {**_blank(candidate), "reason": reason}
+
+
+def drop_counts(state: LoopState) -> dict[str, int]:
+    """Why texts are not in the data set: filter reasons and the last selection's, counted, most frequent first."""
+    counts = Counter(reason for _, reason in state.pool.dropped())
+    counts.update({reason: n for reason, n in state.decisions[-1].reasons.items() if reason != "kept"})
+    return dict(counts.most_common())
+
+
+def _stories(ctx: JobContext, state: LoopState) -> Iterator[DecidedRow]:
+    """Each candidate with its decision of every round, read in step."""
+    streams = [decided_rows(ctx, state.pool, decisions.key) for decisions in state.decisions]
+    for parts in zip(*streams, strict=True):
+        yield parts[0][0], [row for _, row in parts]
+
+
+def _row(ctx: JobContext, state: LoopState, candidate: Candidate, story: list[dict[str, Any]]) -> dict[str, Any]:
+    names, last = ctx.task.names, story[-1]
+    return {
+        **_blank(candidate),
+        "label": names[last["label"]] if last["distribution"] else None,
+        "accepted_round": _accepted_round(story),
+        "scorer": "+".join(scorer.served or "base" for scorer in state.labellers),
+        "distribution": last["distribution"],
+        "confidence": last["confidence"],
+        "margin": last["margin"],
+        "entropy": last["entropy"],
+        "label_history": [names[row["label"]] if row["distribution"] else "" for row in story],
+        "reason": last["reason"],
+        "weight": last["weight"] if last["keep"] else 0.0,
+    }
+
+
+def _accepted_round(story: list[dict[str, Any]]) -> int | None:
+    """First round of the unbroken run of acceptances that lasts to the end."""
+    accepted = None
+    for number in range(len(story) - 1, -1, -1):
+        if not story[number]["keep"]:
+            break
+        accepted = number
+    return accepted
+
+
+def _blank(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "id": candidate.id,
+        "text": candidate.text,
+        "label": None,
+        "source": candidate.source,
+        "seed_ids": list(candidate.seed_ids),
+        "parent": candidate.parent,
+        "intended": candidate.intended,
+        "augment_round": candidate.augment_round,
+        "accepted_round": None,
+        "generator": candidate.generator,
+        "prompt_hash": candidate.prompt_hash,
+        "sampling": candidate.sampling,
+        "scorer": "",
+        "distribution": [],
+        "confidence": None,
+        "margin": None,
+        "entropy": None,
+        "label_history": [],
+        "reason": "",
+        "cluster": candidate.cluster,
+        "weight": 0.0,
+        "review_state": "unreviewed",
+    }
+
+
+def _seed_row(ctx: JobContext, seed: Seed) -> dict[str, Any]:
+    candidate = Candidate(id=seed.id, text=seed.text, source="seed", intended=seed.label, cluster=seed.id)
+    return {
+        **_blank(candidate),
+        "label": seed.label,
+        "accepted_round": 0,
+        "distribution": [1.0 if name == seed.label else 0.0 for name in ctx.task.names],
+        "confidence": 1.0,
+        "margin": 1.0,
+        "entropy": 0.0,
+        "label_history": [seed.label],
+        "reason": "gold_holdout" if seed.holdout else "gold",
+        "weight": 1.0,
+        "review_state": "gold",
+    }

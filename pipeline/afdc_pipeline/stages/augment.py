@@ -1,0 +1,232 @@
+"""Build D1: generate variants of the seeds in R rounds, filter them, and add the user's unlabelled texts.
+
+Generation commits raw completions, so that a filter can be changed without generating again. The filter reads them in
+order and decides text by text: its decisions depend on what it accepted before, so it never runs ahead of itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+from afdc.task import normalise_text, text_id
+from afdc_pipeline.augment import PlannedRequest, estimate_tokens, pick_style, plan_requests, to_candidates
+from afdc_pipeline.context import JobContext
+from afdc_pipeline.filters import TextLimits, clean_variant, reject_reason
+from afdc_pipeline.pool import DROP, Pool, to_candidate
+from afdc_pipeline.rows import Candidate
+from afdc_pipeline.seams import DuplicateIndex, Generated, StageKey
+from afdc_pipeline.stages.runner import StageRun, chunks_digest, run_stage
+
+MIN_CHUNK = 16
+MAX_CHUNK = 512
+CHUNKS_A_STAGE = 200
+WINDOW_CHUNKS = 64
+UNLABELED_CHUNK = 512
+EVAL_PREFIX = "eval:"
+FINISHED = "finished"
+ERROR = "error"
+
+
+async def build_pool(ctx: JobContext) -> Pool:
+    """Generate and filter every augment round, then the unlabelled texts; returns D1."""
+    seen = SeenTexts(ctx)
+    try:
+        for number in range(1, ctx.config.augment.rounds + 1):
+            await _generate(ctx, number)
+            await _filter(ctx, number, seen)
+        if ctx.inputs.unlabeled is not None:
+            await _take_unlabeled(ctx, seen)
+    finally:
+        seen.close()
+    return Pool(ctx.ledger, ctx.store, seen.keys)
+
+
+class SeenTexts:
+    """The duplicate index, opened when the first unfinished filter needs it and then brought up to date.
+
+    Gold comes first: a variant that repeats a seed is dropped, and one that repeats an --eval text is a leak.
+    """
+
+    def __init__(self, ctx: JobContext) -> None:
+        self._ctx = ctx
+        self._index: DuplicateIndex | None = None
+        self.keys: list[StageKey] = []
+
+    def open(self) -> DuplicateIndex:
+        """The index with everything that the finished stages accepted."""
+        if self._index is None:
+            self._index = self._ctx.open_index(self._ctx.layout.state / "duplicates.db")
+            for example in self._ctx.inputs.eval:
+                self._index.add(EVAL_PREFIX + example.id, example.text)
+            for seed in self._ctx.inputs.seeds:
+                self._index.add(seed.id, seed.text)
+            for key in self.keys:
+                for record in self._ctx.ledger.chunks(key):
+                    _index_accepted(self._index, self._ctx.store.get(record.ref))
+        return self._index
+
+    def close(self) -> None:
+        """Release the index file."""
+        if self._index is not None:
+            self._index.close()
+
+
+async def _generate(ctx: JobContext, number: int) -> None:
+    plan = _plan(ctx, number)
+    per_chunk = chunk_size(len(plan))
+
+    async def body(run: StageRun) -> dict[str, Any]:
+        waiting = [i for i in range(-(-len(plan) // per_chunk)) if i not in run.done]
+        for window in _windows(waiting, WINDOW_CHUNKS):
+            await _generate_window(ctx, run, plan, window, per_chunk)
+        return {"requests": len(plan)}
+
+    inputs = {"plan": [len(plan), plan[0].request.id if plan else "", plan[-1].request.id if plan else ""]}
+    total = sum(planned.request.n for planned in plan)
+    await run_stage(ctx, StageKey(number, "generate"), inputs, body, title="generate variants", total=total)
+
+
+def _plan(ctx: JobContext, number: int) -> Sequence[PlannedRequest]:
+    config = ctx.config
+    style = pick_style(config.augment.prompt_style, chat=ctx.info.chat, parameters=ctx.info.parameters)
+    return plan_requests(
+        ctx.inputs.training_seeds,
+        ctx.task,
+        config.augment,
+        job=ctx.job,
+        augment_round=number,
+        seed=config.seed,
+        style=style,
+        estimate_tokens=estimate_tokens,
+    )
+
+
+def chunk_size(requests: int) -> int:
+    """Requests a chunk: a kill loses little of a small job, and a large one does not drown in files."""
+    return min(max(requests // CHUNKS_A_STAGE, MIN_CHUNK), MAX_CHUNK)
+
+
+async def _generate_window(
+    ctx: JobContext, run: StageRun, plan: Sequence[PlannedRequest], window: Sequence[int], per_chunk: int
+) -> None:
+    """Keep the engine full over several chunks; commit each as soon as its last request has answered."""
+    owner = {planned.request.id: chunk for chunk in window for planned in _part(plan, chunk, per_chunk)}
+    answers: dict[int, dict[str, Generated]] = {chunk: {} for chunk in window}
+    requests = [planned.request for chunk in window for planned in _part(plan, chunk, per_chunk)]
+    async for generated in ctx.engine.generate(requests):
+        chunk = owner[generated.id]
+        answers[chunk][generated.id] = generated
+        part = _part(plan, chunk, per_chunk)
+        if len(answers[chunk]) == len(part):
+            got = answers.pop(chunk)
+            rows = [row for planned in part for row in _raw_rows(planned, got[planned.request.id])]
+            run.put(chunk, rows)
+
+
+def _part(plan: Sequence[PlannedRequest], chunk: int, per_chunk: int) -> Sequence[PlannedRequest]:
+    return plan[chunk * per_chunk : (chunk + 1) * per_chunk]
+
+
+def _windows(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _raw_rows(planned: PlannedRequest, generated: Generated) -> Iterator[dict[str, Any]]:
+    """One row a completion; a request that the engine refused leaves one row with its reason."""
+    if generated.error:
+        yield {**planned.blank_candidate().to_row(), FINISHED: False, ERROR: generated.error}
+    for candidate, completion in zip(to_candidates(planned, generated), generated.completions, strict=True):
+        yield {**candidate.to_row(), FINISHED: completion.finished, ERROR: ""}
+
+
+async def _filter(ctx: JobContext, number: int, seen: SeenTexts) -> None:
+    source = StageKey(number, "generate")
+    limits = TextLimits.from_seeds([seed.text for seed in ctx.inputs.seeds])
+
+    async def body(run: StageRun) -> dict[str, Any]:
+        index = seen.open()
+        for record in ctx.ledger.chunks(source):
+            if record.index in run.done:
+                _index_accepted(index, ctx.store.get(run.done[record.index].ref))
+            else:
+                raw = ctx.store.get(record.ref)
+                _commit(run, record.index, [_judge(ctx, index, limits, row) for row in raw])
+        return {}
+
+    inputs = {"raw": chunks_digest(ctx, source)}
+    total = sum(record.rows for record in ctx.ledger.chunks(source))
+    key = StageKey(number, "filter")
+    await run_stage(ctx, key, inputs, body, title="filter and deduplicate", total=total)
+    seen.keys.append(key)
+
+
+def _judge(ctx: JobContext, index: DuplicateIndex, limits: TextLimits, raw: dict[str, Any]) -> dict[str, Any]:
+    """The filter's decision about one completion: its row with `drop` set to a reason, or to ""."""
+    finished, error = raw[FINISHED], raw[ERROR]
+    candidate = to_candidate({k: v for k, v in raw.items() if k not in (FINISHED, ERROR)})
+    if error:
+        return {**candidate.to_row(), DROP: "engine_rejected"}
+    text = normalise_text(clean_variant(candidate.text, ctx.task, candidate.intended))
+    candidate = replace(candidate, text=text)
+    reason = reject_reason(
+        text,
+        limits,
+        ctx.task,
+        finished=finished,
+        mean_logprob=candidate.mean_logprob,
+        min_mean_logprob=ctx.config.augment.min_mean_logprob,
+    )
+    return _deduplicate(index, candidate, reason)
+
+
+def _deduplicate(index: DuplicateIndex, candidate: Candidate, reason: str | None) -> dict[str, Any]:
+    """Drop what repeats a gold text or an accepted one; otherwise accept it and remember it."""
+    hit = None if reason else index.find(candidate.text)
+    if hit is not None:
+        leak = hit.id.startswith(EVAL_PREFIX)
+        reason = "eval_leak" if leak else f"{hit.kind}_duplicate"
+        candidate = replace(candidate, cluster="" if leak else hit.id)
+    if reason is None:
+        index.add(candidate.id, candidate.text)
+        candidate = replace(candidate, cluster=candidate.id)
+    return {**candidate.to_row(), DROP: reason or ""}
+
+
+async def _take_unlabeled(ctx: JobContext, seen: SeenTexts) -> None:
+    """Add the user's real texts: they carry no intended label and are judged only by what they repeat."""
+
+    async def body(run: StageRun) -> dict[str, Any]:
+        index = seen.open()
+        texts = iter(ctx.inputs.unlabeled() if ctx.inputs.unlabeled else ())
+        number = 0
+        while batch := list(islice(texts, UNLABELED_CHUNK)):
+            if number in run.done:
+                _index_accepted(index, ctx.store.get(run.done[number].ref))
+            else:
+                _commit(run, number, [_deduplicate(index, _real_text(text), None) for text in batch])
+            number += 1
+        return {"texts": number}
+
+    key = StageKey(0, "unlabeled")
+    await run_stage(ctx, key, {"texts": ctx.inputs.unlabeled_digest}, body, title="take unlabelled texts")
+    seen.keys.append(key)
+
+
+def _real_text(text: str) -> Candidate:
+    clean = normalise_text(text)
+    return Candidate(id=text_id("u_", clean), text=clean, source="unlabeled")
+
+
+def _commit(run: StageRun, index: int, rows: Sequence[dict[str, Any]]) -> None:
+    accepted = sum(not row[DROP] for row in rows)
+    run.put(index, rows, accepted=accepted, dropped=len(rows) - accepted)
+
+
+def _index_accepted(index: DuplicateIndex, rows: Iterable[dict[str, Any]]) -> None:
+    for row in rows:
+        if not row[DROP]:
+            index.add(row["id"], row["text"])

@@ -1,0 +1,193 @@
+"""Turn stored log-probs into labels, and labels into D2.
+
+The pool is streamed: a first pass puts the committee's mean distributions into a scratch file, the next reduce them to
+one number a row and measure. Selection works on those columns, and a last pass writes the decision of each row.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from afdc_pipeline import scoring
+from afdc_pipeline.context import JobContext
+from afdc_pipeline.pool import Pool, PoolChunk
+from afdc_pipeline.rows import Candidate
+from afdc_pipeline.seams import FloatArray, StageKey
+from afdc_pipeline.select.columns import REASONS, Columns, Selection
+from afdc_pipeline.select.diversity import hashed_features
+from afdc_pipeline.select.selector import select
+from afdc_pipeline.stages.runner import StageRun, run_stage
+from afdc_pipeline.stages.score import read_logprobs
+
+MEASURES = ("confidence", "margin", "entropy", "disagreement")
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What a round decided: `key` is the stage of decision rows, the rest are its totals."""
+
+    key: StageKey
+    selected: int
+    per_label: dict[str, int]
+    reasons: dict[str, int]
+    flip_rate: float | None
+    agreement: float | None
+    mean_confidence: float | None
+
+
+async def decide(
+    ctx: JobContext, round: int, pool: Pool, scores: Sequence[StageKey], previous: Decisions | None
+) -> Decisions:
+    """Label D1 with the mean of the given scorers and select D2.
+
+    Args:
+        scores: the score stages of the labellers, all over this pool.
+        previous: the last round's decisions, for the flip rate.
+    """
+    key = StageKey(round, "select")
+
+    async def body(run: StageRun) -> dict[str, Any]:
+        view = LabelView(ctx, pool, scores)
+        columns = view.columns()
+        chosen = select(columns, ctx.config.select, len(ctx.task.labels), view.features())
+        old = None if previous is None else _stored_labels(ctx, previous.key, pool.size)
+        _write(run, view, columns, chosen)
+        return _summary(ctx, columns, chosen, old)
+
+    inputs = {
+        "pool": pool.digest,
+        "scores": [[k.round, k.stage] for k in scores],
+        "previous": None if previous is None else previous.key.round,
+    }
+    result = await run_stage(ctx, key, inputs, body, title="select D2", total=pool.size)
+    return Decisions(key=key, **result)
+
+
+class LabelView:
+    """The pool's label distributions under a committee.
+
+    They are computed once, chunk by chunk, into a scratch file that is mapped and not held: float32 [n, L + 1], the mean
+    distribution and the members' disagreement.
+    """
+
+    def __init__(self, ctx: JobContext, pool: Pool, scores: Sequence[StageKey]) -> None:
+        self._ctx = ctx
+        self.pool = pool
+        self._labels = {name: i for i, name in enumerate(ctx.task.names)}
+        self._seeds = {seed.id: i for i, seed in enumerate(ctx.inputs.seeds)}
+        self._table = self._fill(scores)
+        self._weights = self._alignment() if ctx.config.select.align and pool.size else None
+
+    def probs(self, chunk: PoolChunk) -> FloatArray:
+        """Label distributions [n, L] of a chunk, aligned where the config says so; NaN for a rejected text."""
+        mean = self._mean(chunk)
+        return mean if self._weights is None else scoring.reweight(mean, self._weights)
+
+    def columns(self) -> Columns:
+        """One number a row and measure, for the whole pool."""
+        parts = [self._chunk_columns(chunk) for chunk in self.pool.chunks()]
+        return Columns.concat(parts or [Columns.from_probs(np.empty((0, len(self._labels))), [], [], [])])
+
+    def features(self) -> NDArray[np.float32] | None:
+        """Character n-gram features [n, d], only for the strategy that needs them."""
+        if self._ctx.config.select.strategy != "diversity":
+            return None
+        parts = [hashed_features([c.text for c in self.pool.read(chunk)]) for chunk in self.pool.chunks()]
+        return np.concatenate(parts) if parts else None
+
+    def _chunk_columns(self, chunk: PoolChunk) -> Columns:
+        candidates = self.pool.read(chunk)
+        return Columns.from_probs(
+            self.probs(chunk),
+            [c.id for c in candidates],
+            [self._labels.get(c.intended or "", -1) for c in candidates],
+            [self._seeds.get(c.parent, -1) for c in candidates],
+            self._rows(chunk)[:, -1],
+        )
+
+    def _fill(self, scores: Sequence[StageKey]) -> NDArray[np.float32]:
+        refs = [{c.index: c.ref for c in self._ctx.ledger.chunks(key)} for key in scores]
+        shape = (max(self.pool.size, 1), len(self._labels) + 1)
+        with tempfile.TemporaryFile(dir=self._ctx.layout.state) as scratch:
+            table = np.memmap(scratch, np.float32, "w+", shape=shape)
+        for chunk in self.pool.chunks():
+            rows = [read_logprobs(self._ctx.store.get(ref[chunk.index]), shape[1] - 1) for ref in refs]
+            members = [scoring.normalise(logprobs) for logprobs in rows]
+            where = slice(chunk.start, chunk.start + chunk.size)
+            table[where, :-1] = scoring.ensemble(members)
+            table[where, -1] = scoring.disagreement(members)
+        return table
+
+    def _rows(self, chunk: PoolChunk) -> NDArray[np.float32]:
+        return self._table[chunk.start : chunk.start + chunk.size]
+
+    def _mean(self, chunk: PoolChunk) -> FloatArray:
+        return np.asarray(self._rows(chunk)[:, :-1], dtype=np.float64)
+
+    def _alignment(self) -> FloatArray:
+        return scoring.alignment_weights(lambda: map(self._mean, self.pool.chunks()), self._seed_mix())
+
+    def _seed_mix(self) -> FloatArray:
+        counts = np.zeros(len(self._labels))
+        for seed in self._ctx.inputs.seeds:
+            counts[self._labels[seed.label]] += 1
+        return counts / counts.sum()
+
+
+def _write(run: StageRun, view: LabelView, columns: Columns, chosen: Selection) -> None:
+    for chunk in view.pool.chunks():
+        if chunk.index not in run.done:
+            probs = view.probs(chunk)
+            rows = [_row(columns, chosen, chunk.start + i, probs[i]) for i in range(chunk.size)]
+            run.put(chunk.index, rows, kept=sum(row["keep"] for row in rows))
+
+
+def _row(columns: Columns, chosen: Selection, at: int, probs: FloatArray) -> dict[str, Any]:
+    return {
+        "label": int(columns.label[at]),
+        "keep": bool(chosen.keep[at]),
+        "reason": REASONS[int(chosen.reason[at])],
+        "weight": float(chosen.weight[at]),
+        **{name: _number(getattr(columns, name)[at]) for name in MEASURES},
+        "distribution": [] if columns.rejected[at] else probs.tolist(),
+    }
+
+
+def _number(value: np.float32) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _summary(ctx: JobContext, columns: Columns, chosen: Selection, old: NDArray[np.int32] | None) -> dict[str, Any]:
+    scored = ~columns.rejected
+    generated = scored & (columns.intended >= 0)
+    counts = np.bincount(columns.label[chosen.keep], minlength=len(ctx.task.labels))
+    return {
+        "selected": int(chosen.keep.sum()),
+        "per_label": dict(zip(ctx.task.names, counts.tolist(), strict=True)),
+        "reasons": chosen.counts(),
+        "flip_rate": None if old is None else _share(old[scored] != columns.label[scored]),
+        "agreement": _share(columns.intended[generated] == columns.label[generated]),
+        "mean_confidence": float(columns.confidence[scored].mean()) if scored.any() else None,
+    }
+
+
+def _share(mask: NDArray[np.bool_]) -> float | None:
+    return float(mask.mean()) if mask.size else None
+
+
+def _stored_labels(ctx: JobContext, key: StageKey, size: int) -> NDArray[np.int32]:
+    rows = (row for record in ctx.ledger.chunks(key) for row in ctx.store.get(record.ref))
+    return np.fromiter((row["label"] for row in rows), np.int32, size)
+
+
+def decided_rows(ctx: JobContext, pool: Pool, key: StageKey) -> Iterator[tuple[Candidate, dict[str, Any]]]:
+    """Every candidate with its decision, in the order of the pool."""
+    refs = {record.index: record.ref for record in ctx.ledger.chunks(key)}
+    for chunk in pool.chunks():
+        yield from zip(pool.read(chunk), ctx.store.get(refs[chunk.index]), strict=True)

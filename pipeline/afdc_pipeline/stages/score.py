@@ -1,0 +1,83 @@
+"""Score and relabel: log-probs of every label for every text of D1, one scorer at a time.
+
+A scorer is the base model or one adapter. Its scores are a stage of chunks aligned with the chunks of the pool, so a
+committee is several such stages and no text is scored twice by the same weights.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from afdc_pipeline.context import JobContext
+from afdc_pipeline.pool import Pool, PoolChunk
+from afdc_pipeline.seams import FloatArray, Scores, StageKey
+from afdc_pipeline.stages.runner import StageRun, run_stage
+from afdc_pipeline.stages.swap import serve
+
+CHUNKS_AT_ONCE = 3
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Who scores: `name` is short and stable ("base", "m0", "r1"); `adapter` is the served name, None for the base."""
+
+    name: str
+    adapter: str | None = None
+
+    @property
+    def served(self) -> str:
+        """What rows record as their scorer: the adapter, or "" for the base model."""
+        return self.adapter or ""
+
+
+async def score_pool(ctx: JobContext, round: int, pool: Pool, scorer: Scorer) -> StageKey:
+    """Score every candidate with one scorer and return the stage that holds the log-probs."""
+    key = StageKey(round, f"score-{scorer.name}")
+
+    async def body(run: StageRun) -> dict[str, Any]:
+        await serve(ctx, scorer.adapter)
+        waiting = [chunk for chunk in pool.chunks() if chunk.index not in run.done]
+        for group in _groups(waiting, CHUNKS_AT_ONCE):
+            await asyncio.gather(*(_score_chunk(ctx, run, pool, chunk, scorer) for chunk in group))
+        return {"scorer": scorer.served}
+
+    inputs = {"pool": pool.digest, "scorer": scorer.served}
+    await run_stage(ctx, key, inputs, body, title=f"relabel D1 with {_title(scorer)}", total=pool.size)
+    return key
+
+
+def score_rows(scores: Scores) -> list[dict[str, Any]]:
+    """Flat rows of a batch of scores; a rejected text has no log-probs and a reason."""
+    return [
+        {"logprobs": [] if index in scores.errors else row.tolist(), "error": scores.errors.get(index, "")}
+        for index, row in enumerate(scores.logprobs)
+    ]
+
+
+def read_logprobs(rows: Sequence[dict[str, Any]], n_labels: int) -> FloatArray:
+    """Log-probs [n, n_labels] of stored score rows; NaN where the text was rejected."""
+    out = np.full((len(rows), n_labels), np.nan)
+    for index, row in enumerate(rows):
+        if row["logprobs"]:
+            out[index] = row["logprobs"]
+    return out
+
+
+async def _score_chunk(ctx: JobContext, run: StageRun, pool: Pool, chunk: PoolChunk, scorer: Scorer) -> None:
+    texts = [candidate.text for candidate in pool.read(chunk)]
+    scores = await ctx.engine.score(texts, ctx.task, scorer.adapter)
+    run.put(chunk.index, score_rows(scores), rejected=len(scores.errors))
+
+
+def _groups(items: Sequence[PoolChunk], size: int) -> Iterator[Sequence[PoolChunk]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _title(scorer: Scorer) -> str:
+    return "the base model" if scorer.adapter is None else f"adapter {scorer.name}"

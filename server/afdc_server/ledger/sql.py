@@ -1,0 +1,202 @@
+"""Ledger over SQLAlchemy Core.
+
+SQLite runs in WAL mode with synchronous=FULL, and every write transaction begins IMMEDIATE, so that it waits for the
+lock instead of failing half-way. Each writer holds a fence number: opening a job raises it, and a commit under an older
+number is refused, so a process that was frozen and replaced publishes nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from afdc.errors import ConflictError, StorageError
+from afdc_pipeline.seams import ChunkRecord, StageKey
+from sqlalchemy import Connection, Engine, Select, Table, create_engine, event, func, insert, select, update
+from sqlalchemy.exc import OperationalError
+
+from afdc_server.ledger.schema import chunks, events, jobs, metadata, stages, values
+
+BUSY_TIMEOUT_S = 30.0
+READ_ONLY = "afdc_read_only"
+
+
+def open_sqlite(path: Path) -> Engine:
+    """Open (or create) a SQLite ledger file.
+
+    Raises:
+        StorageError: the file cannot be opened or is not a database.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT_S})
+        event.listen(engine, "connect", _set_pragmas)
+        event.listen(engine, "begin", _begin_immediate)
+        metadata.create_all(engine)
+    except (OperationalError, OSError) as exc:
+        raise StorageError(
+            f"cannot open the ledger {path}: {exc}", remedy="Check the folder's rights and free space"
+        ) from exc
+    return engine
+
+
+def _set_pragmas(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # the driver must not begin transactions by itself: "begin" below does
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={int(BUSY_TIMEOUT_S * 1000)}"):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _begin_immediate(connection: Connection) -> None:
+    """Writers queue for the lock at once; readers of a WAL database need none."""
+    reads = connection.get_execution_options().get(READ_ONLY)
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+class SqlLedger:
+    """The ledger of one job. Opening it fences off every earlier holder."""
+
+    def __init__(self, engine: Engine, job: str) -> None:
+        self._engine = engine
+        self._reader = engine.execution_options(**{READ_ONLY: True})
+        self.job = job
+        self._fence = self._take_fence()
+
+    def finished(self, key: StageKey, inputs: str) -> dict[str, Any] | None:
+        """See `Ledger.finished`."""
+        row = self._first(_of(stages, self.job, key))
+        if row is None:
+            return None
+        if row.inputs != inputs:
+            raise ConflictError(
+                f"stage {key.stage} of round {key.round} was made from other inputs",
+                remedy="Use the options, files and model of the first start, or another output folder",
+            )
+        return dict(row.result)
+
+    def chunks(self, key: StageKey) -> list[ChunkRecord]:
+        """See `Ledger.chunks`."""
+        with self._reader.connect() as connection:
+            rows = connection.execute(_of(chunks, self.job, key).order_by(chunks.c.idx)).all()
+        return [ChunkRecord(row.idx, row.ref, row.rows, row.counters) for row in rows]
+
+    def commit_chunk(self, key: StageKey, inputs: str, chunk: ChunkRecord) -> None:
+        """See `Ledger.commit_chunk`."""
+        with self._transaction() as connection:
+            connection.execute(
+                insert(chunks).values(
+                    job=self.job,
+                    round=key.round,
+                    stage=key.stage,
+                    idx=chunk.index,
+                    inputs=inputs,
+                    ref=chunk.ref,
+                    rows=chunk.rows,
+                    counters=dict(chunk.counters),
+                )
+            )
+
+    def commit_stage(
+        self, key: StageKey, inputs: str, result: Mapping[str, Any], seconds: float, counters: Mapping[str, float]
+    ) -> None:
+        """See `Ledger.commit_stage`."""
+        with self._transaction() as connection:
+            connection.execute(
+                insert(stages).values(
+                    job=self.job,
+                    round=key.round,
+                    stage=key.stage,
+                    inputs=inputs,
+                    result=dict(result),
+                    counters=dict(counters),
+                    seconds=seconds,
+                    finished_at=time.time(),
+                )
+            )
+            self._append(connection, "stage_finished", {"round": key.round, "stage": key.stage, "seconds": seconds})
+
+    def seconds(self) -> dict[tuple[int, str], float]:
+        """See `Ledger.seconds`."""
+        query = select(stages.c.round, stages.c.stage, stages.c.seconds).where(stages.c.job == self.job)
+        with self._reader.connect() as connection:
+            return {(row.round, row.stage): row.seconds for row in connection.execute(query)}
+
+    def totals(self) -> dict[str, float]:
+        """See `Ledger.totals`."""
+        total: Counter[str] = Counter()
+        with self._reader.connect() as connection:
+            for table in (chunks, stages):
+                for (counters,) in connection.execute(select(table.c.counters).where(table.c.job == self.job)):
+                    total.update(counters)
+        return dict(total)
+
+    def add_event(self, kind: str, payload: Mapping[str, Any]) -> int:
+        """See `Ledger.add_event`."""
+        with self._transaction() as connection:
+            return self._append(connection, kind, payload)
+
+    def events(self, after: int = 0) -> list[tuple[int, str, dict[str, Any]]]:
+        """Events with an id above `after`: (id, kind, payload), ids gapless from 1."""
+        query = select(events).where(events.c.job == self.job, events.c.id > after).order_by(events.c.id)
+        with self._reader.connect() as connection:
+            return [(row.id, row.kind, row.payload) for row in connection.execute(query)]
+
+    def get_value(self, key: str) -> Any:
+        """A value of the job, or None."""
+        row = self._first(select(values.c.value).where(values.c.job == self.job, values.c.key == key))
+        return None if row is None else row.value
+
+    def set_value(self, key: str, value: Any) -> None:
+        """Set a value of the job (JSON-able)."""
+        with self._transaction() as connection:
+            where = (values.c.job == self.job, values.c.key == key)
+            if connection.execute(update(values).where(*where).values(value=value)).rowcount == 0:
+                connection.execute(insert(values).values(job=self.job, key=key, value=value))
+
+    def _append(self, connection: Connection, kind: str, payload: Mapping[str, Any]) -> int:
+        last = connection.execute(select(func.max(events.c.id)).where(events.c.job == self.job)).scalar()
+        number = int(last or 0) + 1
+        row = {"job": self.job, "id": number, "kind": kind, "payload": dict(payload), "at": time.time()}
+        connection.execute(insert(events).values(row))
+        return number
+
+    def _take_fence(self) -> int:
+        with self._engine.begin() as connection:
+            fence = connection.execute(select(jobs.c.fence).where(jobs.c.job == self.job)).scalar()
+            if fence is None:
+                connection.execute(insert(jobs).values(job=self.job, fence=1, created_at=time.time()))
+                return 1
+            connection.execute(update(jobs).where(jobs.c.job == self.job).values(fence=fence + 1))
+            return int(fence) + 1
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        try:
+            with self._engine.begin() as connection:
+                current = connection.execute(select(jobs.c.fence).where(jobs.c.job == self.job)).scalar()
+                if current != self._fence:
+                    raise ConflictError(
+                        f"another process has taken over job {self.job}", remedy="Nothing was written; end this process"
+                    )
+                yield connection
+        except OperationalError as exc:
+            raise StorageError(
+                f"the ledger cannot be written: {exc.orig}", remedy="Free space, then run the command again"
+            ) from exc
+
+    def _first(self, query: Select[Any]) -> Any:
+        with self._reader.connect() as connection:
+            return connection.execute(query).first()
+
+
+def _of(table: Table, job: str, key: StageKey) -> Select[Any]:
+    return select(table).where(table.c.job == job, table.c.round == key.round, table.c.stage == key.stage)
+
+
+def stored_jobs(engine: Engine) -> list[str]:
+    """Ids of the jobs in a database, oldest first."""
+    with engine.connect() as connection:
+        return list(connection.execute(select(jobs.c.job).order_by(jobs.c.created_at)).scalars())

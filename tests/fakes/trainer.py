@@ -1,0 +1,66 @@
+"""A trainer that publishes real adapter folders with made-up weights. Lives in tests only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from afdc.adapter import AdapterManifest
+from afdc.files import publish_folder, sha256_bytes, sha256_file, write_bytes
+from afdc.training import TrainJob, TrainResult
+from safetensors.numpy import save
+
+from tests.fakes.engine import stable_rng
+
+
+def write_adapter(job: TrainJob, content: str) -> Path:
+    """Publish an adapter whose weights are a function of `content`."""
+    rank = job.config.rank
+    rng = stable_rng(content, job.seed)
+    prefix = "base_model.model.model.layers.0.self_attn.q_proj"
+    weights = save(
+        {
+            f"{prefix}.lora_A.weight": rng.normal(size=(rank, 8)).astype(np.float32),
+            f"{prefix}.lora_B.weight": rng.normal(size=(8, rank)).astype(np.float32),
+        }
+    )
+    name = f"{job.name}-{sha256_bytes(weights)[:12]}"
+    temporary = job.adapters / f".{name}.tmp"
+    temporary.mkdir(parents=True, exist_ok=True)
+    config = {"peft_type": "LORA", "r": rank, "bias": "none", "target_modules": ["q_proj"], "lora_alpha": 32}
+    write_bytes(temporary / "adapter_config.json", json.dumps(config).encode())
+    write_bytes(temporary / "adapter_model.safetensors", weights)
+    files = {p.name: sha256_file(p) for p in temporary.iterdir()}
+    manifest = AdapterManifest(
+        name=name,
+        job=job.job,
+        round=job.round,
+        member=job.member,
+        base_model=str(job.model),
+        base_revision=job.model_revision,
+        rank=rank,
+        task=job.task,
+        template_hash=job.template_hash,
+        files=files,
+    )
+    write_bytes(temporary / "manifest.json", manifest.model_dump_json().encode())
+    publish_folder(temporary, job.adapters / name)
+    return job.adapters / name
+
+
+class FakeTrainer:
+    """Fits nothing: the adapter's weights are a hash of the rows it was given."""
+
+    def __init__(self, on_call: Callable[[str], None] | None = None) -> None:
+        self.jobs: list[TrainJob] = []
+        self._on_call = on_call or (lambda _: None)
+
+    async def fit(self, job: TrainJob) -> TrainResult:
+        self._on_call(f"fit:{job.name}")
+        self.jobs.append(job)
+        rows = job.rows.read_text()
+        return TrainResult(
+            status="succeeded", adapter=write_adapter(job, rows), steps=1, rows=rows.count("\n"), tokens=1
+        )
