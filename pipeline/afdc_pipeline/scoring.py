@@ -133,8 +133,8 @@ def reweight(probs: FloatArray, weights: FloatArray) -> FloatArray:
 def alignment_weights(read_pool: Callable[[], Iterable[FloatArray]], target: FloatArray) -> FloatArray:
     """Weights w, [n_labels], such that the mean of `reweight(pool, w)` is `target`.
 
-    One step is the distribution alignment of ReMixMatch (Berthelot et al. 2020): divide by the mean prediction, multiply
-    by the target mix. A single step misses the target, because rows are renormalised afterwards; repeated, it is
+    One step is the distribution alignment of ReMixMatch (Berthelot et al. 2020): divide by the mean prediction, times
+    the target mix. A single step misses the target, because rows are renormalised afterwards; repeated, it is
     iterative proportional fitting, which converges where every row gives every label some probability. It ends within
     ALIGN_TOLERANCE of the target, where the weights stand still, or after ALIGN_STEPS passes over the pool.
 
@@ -177,8 +177,8 @@ def apply_temperature(probs: FloatArray, temperature: float) -> FloatArray:
 def fit_temperature(logprobs: FloatArray, gold: NDArray[np.integer], *, prior_rows: float = 1.0) -> float:
     """Temperature that minimises the negative log-likelihood of gold labels (Guo et al. 2017).
 
-    A few rows that are all right would drive T to 0, so `prior_rows` x (ln T)^2 is added to the summed loss: worth about
-    that many rows, nothing against thousands. Golden-section search over ln T inside TEMPERATURE_RANGE.
+    A few rows that are all right would drive T to 0, so `prior_rows` x (ln T)^2 is added to the summed loss: worth
+    about that many rows, nothing against thousands. Golden-section search over ln T inside TEMPERATURE_RANGE.
 
     Args:
         logprobs: [n, n_labels], any constant added to a row makes no difference.

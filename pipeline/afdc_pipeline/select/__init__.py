@@ -1,0 +1,7 @@
+"""Selection: one small file an idea, and the selector that composes them."""
+
+from afdc_pipeline.select.columns import REASONS, Columns, Reason, Selection, tie_break
+from afdc_pipeline.select.diversity import Features, hashed_features
+from afdc_pipeline.select.selector import select
+
+__all__ = ["REASONS", "Columns", "Features", "Reason", "Selection", "hashed_features", "select", "tie_break"]
