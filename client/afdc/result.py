@@ -26,7 +26,7 @@ class RoundResult(Model):
     round: int
     candidates: int
     selected: int
-    per_label: dict[str, int] = {}
+    per_label: dict[str, int] = Field(default_factory=dict)
     flip_rate: float | None = Field(default=None, description="share of D1 whose label changed since the last round")
     agreement: float | None = Field(
         default=None, description="share of generated rows scored as the label they were generated for"
@@ -37,7 +37,7 @@ class RoundResult(Model):
     adapter: str = ""
     activated: bool = True
     note: str = ""
-    seconds: dict[str, float] = {}
+    seconds: dict[str, float] = Field(default_factory=dict)
 
 
 class EvalSummary(Model):
@@ -78,7 +78,7 @@ class RunResult(Model):
     config_hash: str
     seeds: int
     labels: list[str]
-    rounds: list[RoundResult] = []
+    rounds: list[RoundResult] = Field(default_factory=list)
     stop_reason: str = ""
     eval: EvalSummary = EvalSummary()
     dropped: dict[str, int] = Field(default={}, description="why generated texts were left out, counted")
@@ -86,3 +86,34 @@ class RunResult(Model):
     adapter: AdapterRef | None = None
     usage: Usage = Usage()
     error: str = ""
+
+
+class LabelScore(Model):
+    """One line of the per-label table of `afdc eval`. `support`: gold examples with the label."""
+
+    name: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+    predicted: int
+
+
+class ReliabilityPoint(Model):
+    """Examples whose confidence is in (low, high]; the means are null in an empty bin."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float | None = None
+    accuracy: float | None = None
+
+
+class EvalReport(Evaluation):
+    """What `afdc eval --json` prints. `interval`: 95 % Wilson score interval of the accuracy."""
+
+    model: str
+    errors: int = Field(default=0, description="texts that could not be scored; they count as wrong")
+    interval: tuple[float, float]
+    labels: list[LabelScore] = Field(default_factory=list)
+    reliability: list[ReliabilityPoint] = Field(default_factory=list)
