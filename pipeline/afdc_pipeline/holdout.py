@@ -1,0 +1,70 @@
+"""Which seeds stay out of training: a held-out share to gate adapters, and folds for out-of-fold scores.
+
+A seed's place depends on its id, its label's other seeds and the run's seed, not on the order of the file.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from afdc.task import text_id
+from afdc_pipeline.rows import Seed
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Train on `train`, score `held`."""
+
+    train: tuple[Seed, ...]
+    held: tuple[Seed, ...]
+
+
+def split_holdout(seeds: Sequence[Seed], share: float, seed: int) -> tuple[Seed, ...]:
+    """The seeds in their order, `holdout` set on about `share` (0..1) of each label's.
+
+    Rounded to the nearest number of rows a label, at least one where the label has two seeds or more, and never a
+    label's last training seed. A share of 0 holds nothing out.
+    """
+    held = {row.id for group in _by_label(seeds, seed) for row in group[: _held_count(len(group), share)]}
+    return tuple(replace(row, holdout=row.id in held) for row in seeds)
+
+
+def _held_count(n: int, share: float) -> int:
+    if share <= 0:
+        return 0
+    return min(max(round(n * share), 1), n - 1)
+
+
+def folds(seeds: Sequence[Seed], k: int, seed: int) -> tuple[Fold, ...]:
+    """k stratified folds; each seed is held out once, except a label's only seed, which every fold trains on.
+
+    Labels start at different folds, so that folds are of similar size however few seeds a label has. A fold may hold
+    nothing when there are fewer seeds than folds.
+
+    Raises:
+        ValueError: k below 2.
+    """
+    if k < 2:
+        raise ValueError(f"k-fold scores need at least 2 folds, not {k}")
+    place: dict[str, int] = {}
+    for group in _by_label(seeds, seed):
+        if len(group) > 1:
+            start = len(place)
+            place.update({row.id: (start + i) % k for i, row in enumerate(group)})
+    return tuple(
+        Fold(
+            train=tuple(row for row in seeds if place.get(row.id) != fold),
+            held=tuple(row for row in seeds if place.get(row.id) == fold),
+        )
+        for fold in range(k)
+    )
+
+
+def _by_label(seeds: Sequence[Seed], seed: int) -> list[list[Seed]]:
+    """Seeds of each label in an order drawn by `seed`, labels in the order of their names."""
+    groups: dict[str, list[Seed]] = defaultdict(list)
+    for row in seeds:
+        groups[row.label].append(row)
+    return [sorted(groups[label], key=lambda row: text_id("", seed, row.id)) for label in sorted(groups)]

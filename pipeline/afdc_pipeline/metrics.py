@@ -1,0 +1,148 @@
+"""How good labels and probabilities are, against gold.
+
+`gold` and `predicted` are label indices, [n]; a predicted -1 (no answer) is always wrong. `probs` is [n, n_labels], and
+a row of NaN is a text without an answer: it counts as wrong, and calibration leaves it out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from afdc.result import Evaluation
+from afdc_pipeline import scoring
+from afdc_pipeline.seams import FloatArray
+
+Labels = NDArray[np.integer]
+
+ECE_BINS = 15
+
+
+@dataclass(frozen=True, slots=True)
+class LabelMetrics:
+    """One line of the per-label table; a share without a denominator is 0. `support`: gold rows with the label."""
+
+    name: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+    predicted: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReliabilityBin:
+    """Rows whose confidence is in (low, high]; the two means are None in an empty bin."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float | None
+    accuracy: float | None
+
+
+def evaluate(probs: FloatArray, gold: Labels) -> Evaluation:
+    """Accuracy, macro-F1 and calibration error of the argmax labels."""
+    predicted = scoring.labels(probs)
+    return Evaluation(
+        accuracy=accuracy(gold, predicted),
+        n=len(gold),
+        macro_f1=macro_f1(gold, predicted, probs.shape[1]),
+        ece=expected_calibration_error(probs, gold),
+    )
+
+
+def accuracy(gold: Labels, predicted: Labels) -> float:
+    """Share of rows with the gold label; 0 without rows."""
+    return float(np.mean(gold == predicted)) if len(gold) else 0.0
+
+
+def accuracy_interval(gold: Labels, predicted: Labels, z: float = 1.96) -> tuple[float, float]:
+    """Wilson score interval of the accuracy (Wilson 1927), 95 % by default: honest for a handful of rows."""
+    n = len(gold)
+    if not n:
+        return (0.0, 1.0)
+    share = accuracy(gold, predicted)
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return (max(centre - half, 0.0), min(centre + half, 1.0))
+
+
+def confusion_matrix(gold: Labels, predicted: Labels, n_labels: int) -> NDArray[np.int64]:
+    """Rows by gold label, columns by predicted label, [n_labels, n_labels]. Rows without an answer are in no cell."""
+    known = (gold >= 0) & (predicted >= 0)
+    cells = np.asarray(gold)[known].astype(np.int64) * n_labels + np.asarray(predicted)[known]
+    return np.bincount(cells, minlength=n_labels * n_labels).reshape(n_labels, n_labels)
+
+
+def label_table(gold: Labels, predicted: Labels, names: Sequence[str]) -> list[LabelMetrics]:
+    """Precision, recall and F1 of each label, in the order of `names`."""
+    right = np.diag(confusion_matrix(gold, predicted, len(names)))
+    support = np.bincount(gold[gold >= 0], minlength=len(names))
+    answered = np.bincount(predicted[predicted >= 0], minlength=len(names))
+    precision, recall = _share(right, answered), _share(right, support)
+    f1 = _share(2 * right, support + answered)
+    return [
+        LabelMetrics(name, float(precision[i]), float(recall[i]), float(f1[i]), int(support[i]), int(answered[i]))
+        for i, name in enumerate(names)
+    ]
+
+
+def macro_f1(gold: Labels, predicted: Labels, n_labels: int) -> float:
+    """Mean F1 over the labels that occur in gold or in the predictions; 0 when none does."""
+    table = label_table(gold, predicted, [""] * n_labels)
+    scores = [row.f1 for row in table if row.support or row.predicted]
+    return sum(scores) / len(scores) if scores else 0.0
+
+
+def _share(part: NDArray[np.int64], whole: NDArray[np.int64]) -> FloatArray:
+    return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
+
+
+def reliability_bins(probs: FloatArray, gold: Labels, bins: int = ECE_BINS) -> list[ReliabilityBin]:
+    """Confidence against accuracy in equal-width bins (low, high] over 0..1: the points of a reliability diagram."""
+    answered = ~np.isnan(probs).any(axis=1)
+    confidence = scoring.confidence(probs[answered])
+    right = scoring.labels(probs[answered]) == gold[answered]
+    place = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    counts = np.bincount(place, minlength=bins)
+    confident, accurate = _means(place, confidence, counts), _means(place, right, counts)
+    return [ReliabilityBin(i / bins, (i + 1) / bins, int(counts[i]), confident[i], accurate[i]) for i in range(bins)]
+
+
+def _means(place: Labels, values: NDArray[Any], counts: Labels) -> list[float | None]:
+    sums = np.bincount(place, weights=values, minlength=len(counts)).tolist()
+    return [total / count if count else None for total, count in zip(sums, counts.tolist(), strict=True)]
+
+
+def expected_calibration_error(probs: FloatArray, gold: Labels, bins: int = ECE_BINS) -> float | None:
+    """ECE (Guo et al. 2017): mean |accuracy - confidence| over bins, weighted by their rows; None without rows."""
+    table = reliability_bins(probs, gold, bins)
+    total = sum(row.count for row in table)
+    gaps = (
+        row.count * abs(row.accuracy - row.confidence)
+        for row in table
+        if row.accuracy is not None and row.confidence is not None
+    )
+    return sum(gaps) / total if total else None
+
+
+def brier_score(probs: FloatArray, gold: Labels) -> float | None:
+    """Mean squared distance to the one-hot gold label (Brier 1950), summed over labels: 0..2; None without rows."""
+    answered = ~np.isnan(probs).any(axis=1)
+    if not answered.any():
+        return None
+    errors = probs[answered].copy()
+    errors[np.arange(len(errors)), np.asarray(gold)[answered]] -= 1.0
+    return float((errors**2).sum(axis=1).mean())
+
+
+def confidence_histogram(confidence: NDArray[np.floating], bins: int = 20) -> tuple[FloatArray, NDArray[np.int64]]:
+    """Edges over 0..1, [bins + 1], and number of rows a bin, [bins]; NaN is left out. Chunks' counts add up."""
+    counts, edges = np.histogram(confidence[~np.isnan(confidence)], bins=bins, range=(0.0, 1.0))
+    return edges, counts.astype(np.int64)
