@@ -7,12 +7,30 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+
 from afdc.adapter import AdapterManifest, verify_adapter
 from afdc.files import canonical_json, sha256_bytes
 from afdc.task import Task
 from afdc_pipeline.seams import Completion, EngineInfo, EngineUsage, Generated, GenerateRequest, Scores
 
-WORDS = "river stone lamp quiet window train paper cloud garden signal market bridge copper winter letter ocean".split()
+WORDS = [
+    "river",
+    "stone",
+    "lamp",
+    "quiet",
+    "window",
+    "train",
+    "paper",
+    "cloud",
+    "garden",
+    "signal",
+    "market",
+    "bridge",
+    "copper",
+    "winter",
+    "letter",
+    "ocean",
+]
 
 
 def stable_rng(*parts: object) -> np.random.Generator:

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import save
+
 from afdc.adapter import AdapterManifest
 from afdc.files import publish_folder, sha256_bytes, sha256_file, write_bytes
 from afdc.training import TrainJob, TrainResult
-from safetensors.numpy import save
-
 from tests.fakes.engine import stable_rng
 
 

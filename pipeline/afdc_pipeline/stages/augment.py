@@ -1,7 +1,7 @@
 """Build D1: generate variants of the seeds in R rounds, filter them, and add the user's unlabelled texts.
 
-Generation commits raw completions, so that a filter can be changed without generating again. The filter reads them in
-order and decides text by text: its decisions depend on what it accepted before, so it never runs ahead of itself.
+Generation answers in any order and judges each completion by itself. The filter then reads the chunks in order and
+drops what repeats: its decisions depend on what it accepted before, so it never runs ahead of itself.
 """
 
 from __future__ import annotations
@@ -11,23 +11,25 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+from afdc.config import PromptStyle
 from afdc.task import normalise_text, text_id
-from afdc_pipeline.augment import PlannedRequest, estimate_tokens, pick_style, plan_requests, to_candidates
+from afdc_pipeline.augment import PlannedRequest, plan_requests, screen
 from afdc_pipeline.context import JobContext
-from afdc_pipeline.filters import TextLimits, clean_variant, reject_reason
+from afdc_pipeline.filters import Style, TextLimits
 from afdc_pipeline.pool import DROP, Pool, to_candidate
-from afdc_pipeline.rows import Candidate
+from afdc_pipeline.rows import Candidate, candidate_id
 from afdc_pipeline.seams import DuplicateIndex, Generated, StageKey
 from afdc_pipeline.stages.runner import StageRun, chunks_digest, run_stage
 
+Row = dict[str, Any]
+
+CHAT_PARAMETERS = 1_000_000_000
 MIN_CHUNK = 16
 MAX_CHUNK = 512
 CHUNKS_A_STAGE = 200
 WINDOW_CHUNKS = 64
 UNLABELED_CHUNK = 512
 EVAL_PREFIX = "eval:"
-FINISHED = "finished"
-ERROR = "error"
 
 
 async def build_pool(ctx: JobContext) -> Pool:
@@ -90,18 +92,24 @@ async def _generate(ctx: JobContext, number: int) -> None:
 
 
 def _plan(ctx: JobContext, number: int) -> Sequence[PlannedRequest]:
-    config = ctx.config
-    style = pick_style(config.augment.prompt_style, chat=ctx.info.chat, parameters=ctx.info.parameters)
-    return plan_requests(
+    requests = plan_requests(
         ctx.inputs.training_seeds,
         ctx.task,
-        config.augment,
+        ctx.config.augment,
         job=ctx.job,
         augment_round=number,
-        seed=config.seed,
-        style=style,
-        estimate_tokens=estimate_tokens,
+        seed=ctx.config.seed,
+        style=pick_style(ctx.config.augment.prompt_style, chat=ctx.info.chat, parameters=ctx.info.parameters),
+        max_model_len=ctx.info.max_model_len,
     )
+    return list(requests)
+
+
+def pick_style(wanted: PromptStyle, *, chat: bool, parameters: int) -> Style:
+    """Chat for instruct models that are large enough to follow the instruction, continuation for all others."""
+    if wanted != "auto":
+        return wanted
+    return "chat" if chat and parameters >= CHAT_PARAMETERS else "continuation"
 
 
 def chunk_size(requests: int) -> int:
@@ -113,6 +121,7 @@ async def _generate_window(
     ctx: JobContext, run: StageRun, plan: Sequence[PlannedRequest], window: Sequence[int], per_chunk: int
 ) -> None:
     """Keep the engine full over several chunks; commit each as soon as its last request has answered."""
+    limits = TextLimits.from_seeds(ctx.inputs.seeds, ctx.task)
     owner = {planned.request.id: chunk for chunk in window for planned in _part(plan, chunk, per_chunk)}
     answers: dict[int, dict[str, Generated]] = {chunk: {} for chunk in window}
     requests = [planned.request for chunk in window for planned in _part(plan, chunk, per_chunk)]
@@ -122,7 +131,7 @@ async def _generate_window(
         part = _part(plan, chunk, per_chunk)
         if len(answers[chunk]) == len(part):
             got = answers.pop(chunk)
-            rows = [row for planned in part for row in _raw_rows(planned, got[planned.request.id])]
+            rows = [row for planned in part for row in _raw_rows(ctx, limits, planned, got[planned.request.id])]
             run.put(chunk, rows)
 
 
@@ -135,17 +144,31 @@ def _windows(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
         yield items[start : start + size]
 
 
-def _raw_rows(planned: PlannedRequest, generated: Generated) -> Iterator[dict[str, Any]]:
-    """One row a completion; a request that the engine refused leaves one row with its reason."""
+def _raw_rows(ctx: JobContext, limits: TextLimits, planned: PlannedRequest, generated: Generated) -> Iterator[Row]:
+    """One row a completion; a request that the engine refused leaves one row for its first draw."""
     if generated.error:
-        yield {**planned.blank_candidate().to_row(), FINISHED: False, ERROR: generated.error}
-    for candidate, completion in zip(to_candidates(planned, generated), generated.completions, strict=True):
-        yield {**candidate.to_row(), FINISHED: completion.finished, ERROR: ""}
+        yield {**_refused(planned).to_row(), DROP: "engine_rejected"}
+    for one in screen(planned, generated, limits, ctx.task, ctx.config.augment.min_mean_logprob):
+        yield {**one.candidate.to_row(), DROP: one.reason or ""}
+
+
+def _refused(planned: PlannedRequest) -> Candidate:
+    return Candidate(
+        id=candidate_id(planned.job, planned.augment_round, planned.parent, planned.first_draw),
+        text="",
+        source="generated",
+        intended=planned.label,
+        parent=planned.parent,
+        seed_ids=planned.seed_ids,
+        augment_round=planned.augment_round,
+        draw=planned.first_draw,
+        prompt_hash=planned.prompt_hash,
+        sampling=planned.sampling,
+    )
 
 
 async def _filter(ctx: JobContext, number: int, seen: SeenTexts) -> None:
     source = StageKey(number, "generate")
-    limits = TextLimits.from_seeds([seed.text for seed in ctx.inputs.seeds])
 
     async def body(run: StageRun) -> dict[str, Any]:
         index = seen.open()
@@ -154,7 +177,7 @@ async def _filter(ctx: JobContext, number: int, seen: SeenTexts) -> None:
                 _index_accepted(index, ctx.store.get(run.done[record.index].ref))
             else:
                 raw = ctx.store.get(record.ref)
-                _commit(run, record.index, [_judge(ctx, index, limits, row) for row in raw])
+                _commit(run, record.index, [_deduplicate(index, to_candidate(row), row[DROP]) for row in raw])
         return {}
 
     inputs = {"raw": chunks_digest(ctx, source)}
@@ -164,36 +187,21 @@ async def _filter(ctx: JobContext, number: int, seen: SeenTexts) -> None:
     seen.keys.append(key)
 
 
-def _judge(ctx: JobContext, index: DuplicateIndex, limits: TextLimits, raw: dict[str, Any]) -> dict[str, Any]:
-    """The filter's decision about one completion: its row with `drop` set to a reason, or to ""."""
-    finished, error = raw[FINISHED], raw[ERROR]
-    candidate = to_candidate({k: v for k, v in raw.items() if k not in (FINISHED, ERROR)})
-    if error:
-        return {**candidate.to_row(), DROP: "engine_rejected"}
-    text = normalise_text(clean_variant(candidate.text, ctx.task, candidate.intended))
-    candidate = replace(candidate, text=text)
-    reason = reject_reason(
-        text,
-        limits,
-        ctx.task,
-        finished=finished,
-        mean_logprob=candidate.mean_logprob,
-        min_mean_logprob=ctx.config.augment.min_mean_logprob,
-    )
-    return _deduplicate(index, candidate, reason)
+def _deduplicate(index: DuplicateIndex, candidate: Candidate, reason: str) -> Row:
+    """Drop what repeats a gold text or an accepted one; otherwise accept it and remember it.
 
-
-def _deduplicate(index: DuplicateIndex, candidate: Candidate, reason: str | None) -> dict[str, Any]:
-    """Drop what repeats a gold text or an accepted one; otherwise accept it and remember it."""
+    Args:
+        reason: why the text was dropped before, or "".
+    """
     hit = None if reason else index.find(candidate.text)
     if hit is not None:
         leak = hit.id.startswith(EVAL_PREFIX)
         reason = "eval_leak" if leak else f"{hit.kind}_duplicate"
         candidate = replace(candidate, cluster="" if leak else hit.id)
-    if reason is None:
+    if not reason:
         index.add(candidate.id, candidate.text)
         candidate = replace(candidate, cluster=candidate.id)
-    return {**candidate.to_row(), DROP: reason or ""}
+    return {**candidate.to_row(), DROP: reason}
 
 
 async def _take_unlabeled(ctx: JobContext, seen: SeenTexts) -> None:
@@ -207,7 +215,7 @@ async def _take_unlabeled(ctx: JobContext, seen: SeenTexts) -> None:
             if number in run.done:
                 _index_accepted(index, ctx.store.get(run.done[number].ref))
             else:
-                _commit(run, number, [_deduplicate(index, _real_text(text), None) for text in batch])
+                _commit(run, number, [_deduplicate(index, _real_text(text), "") for text in batch])
             number += 1
         return {"texts": number}
 
@@ -221,12 +229,12 @@ def _real_text(text: str) -> Candidate:
     return Candidate(id=text_id("u_", clean), text=clean, source="unlabeled")
 
 
-def _commit(run: StageRun, index: int, rows: Sequence[dict[str, Any]]) -> None:
+def _commit(run: StageRun, index: int, rows: Sequence[Row]) -> None:
     accepted = sum(not row[DROP] for row in rows)
     run.put(index, rows, accepted=accepted, dropped=len(rows) - accepted)
 
 
-def _index_accepted(index: DuplicateIndex, rows: Iterable[dict[str, Any]]) -> None:
+def _index_accepted(index: DuplicateIndex, rows: Iterable[Row]) -> None:
     for row in rows:
         if not row[DROP]:
             index.add(row["id"], row["text"])

@@ -24,6 +24,7 @@ from afdc_pipeline.select.diversity import hashed_features
 from afdc_pipeline.select.selector import select
 from afdc_pipeline.stages.runner import StageRun, run_stage
 from afdc_pipeline.stages.score import read_logprobs
+from afdc_pipeline.stopping import flip_rate
 
 MEASURES = ("confidence", "margin", "entropy", "disagreement")
 
@@ -72,8 +73,8 @@ async def decide(
 class LabelView:
     """The pool's label distributions under a committee.
 
-    They are computed once, chunk by chunk, into a scratch file that is mapped and not held: float32 [n, L + 1], the mean
-    distribution and the members' disagreement.
+    They are computed once, chunk by chunk, into a scratch file that is mapped and not held: float32 [n, L + 1], the
+    mean distribution and the members' disagreement.
     """
 
     def __init__(self, ctx: JobContext, pool: Pool, scores: Sequence[StageKey]) -> None:
@@ -108,7 +109,7 @@ class LabelView:
             [c.id for c in candidates],
             [self._labels.get(c.intended or "", -1) for c in candidates],
             [self._seeds.get(c.parent, -1) for c in candidates],
-            self._rows(chunk)[:, -1],
+            self._rows(chunk)[:, -1].astype(np.float64),
         )
 
     def _fill(self, scores: Sequence[StageKey]) -> NDArray[np.float32]:
@@ -137,7 +138,7 @@ class LabelView:
         counts = np.zeros(len(self._labels))
         for seed in self._ctx.inputs.seeds:
             counts[self._labels[seed.label]] += 1
-        return counts / counts.sum()
+        return np.asarray(counts / counts.sum())
 
 
 def _write(run: StageRun, view: LabelView, columns: Columns, chosen: Selection) -> None:
@@ -171,7 +172,7 @@ def _summary(ctx: JobContext, columns: Columns, chosen: Selection, old: NDArray[
         "selected": int(chosen.keep.sum()),
         "per_label": dict(zip(ctx.task.names, counts.tolist(), strict=True)),
         "reasons": chosen.counts(),
-        "flip_rate": None if old is None else _share(old[scored] != columns.label[scored]),
+        "flip_rate": None if old is None else flip_rate(old, columns.label),
         "agreement": _share(columns.intended[generated] == columns.label[generated]),
         "mean_confidence": float(columns.confidence[scored].mean()) if scored.any() else None,
     }

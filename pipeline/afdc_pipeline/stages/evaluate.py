@@ -65,11 +65,4 @@ def summarise(ctx: JobContext, examples: Sequence[tuple[str, str]], logprobs: Fl
     """Metrics of log-probs [n, n_labels] against the examples' labels; a text that was rejected counts as wrong."""
     names = ctx.task.names
     gold = np.array([names.index(label) for _, label in examples])
-    probs = np.nan_to_num(normalise(logprobs), nan=0.0)
-    predicted = np.where(np.isnan(logprobs).any(axis=1), -1, probs.argmax(axis=1))
-    return Evaluation(
-        accuracy=metrics.accuracy(gold, predicted),
-        n=len(examples),
-        macro_f1=metrics.macro_f1(gold, predicted, len(names)),
-        ece=metrics.expected_calibration_error(probs.max(axis=1), predicted == gold),
-    )
+    return metrics.evaluate(normalise(logprobs), gold)

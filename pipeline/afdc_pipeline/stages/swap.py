@@ -1,6 +1,6 @@
 """Serve an adapter: load it beside the live ones, probe, activate; free the slot of the one not used for longest.
 
-Loading is not a stage of the ledger: what an engine holds ends with its process, so it is done again where it is needed.
+Loading is not a stage of the ledger: what an engine holds ends with its process, so it is done again when needed.
 """
 
 from __future__ import annotations

@@ -1,0 +1,83 @@
+"""Write what the job made: data set, adapter, report, result."""
+
+from __future__ import annotations
+
+import shutil
+
+from afdc.config import RunConfig, config_hash
+from afdc.files import publish_folder, write_json
+from afdc.layout import RunLayout
+from afdc.result import AdapterRef, PathRows, RunResult, Usage
+from afdc_pipeline.context import JobContext
+from afdc_pipeline.loop import BASE, LoopState
+from afdc_pipeline.outcome import drop_counts, kept_rows, rejected_rows
+from afdc_pipeline.seams import Ledger
+from afdc_server.export.card import CardFacts
+from afdc_server.export.dataset import write_dataset
+from afdc_server.export.report import write_report
+from afdc_server.local.facts import report_facts
+from afdc_server.models import ModelRef
+
+
+def finish(ctx: JobContext, state: LoopState, config: RunConfig, model: ModelRef, wall: float) -> RunResult:
+    """Export everything; result.json comes last, so that its presence means that the rest is whole."""
+    dropped = drop_counts(state)
+    facts = CardFacts(
+        task=ctx.task,
+        config=config,
+        job=ctx.job,
+        model=model.name,
+        model_revision=model.revision,
+        adapter=state.best.served,
+        eval=state.eval,
+        dropped=dropped,
+    )
+    ctx.progress.note("writing the data set, the adapter and the report")
+    summary = write_dataset(ctx.layout.dataset, kept_rows(ctx, state), rejected_rows(ctx, state), facts)
+    result = RunResult(
+        status="succeeded",
+        job=ctx.job,
+        model=model.name,
+        model_revision=model.revision,
+        preset=config.preset,
+        config_hash=config_hash(config),
+        seeds=len(ctx.inputs.seeds),
+        labels=list(ctx.task.names),
+        rounds=state.history,
+        stop_reason=state.stop_reason,
+        eval=state.eval,
+        dropped=dropped,
+        dataset=PathRows(rows=summary.rows, path=str(ctx.layout.dataset)),
+        adapter=copy_adapter(ctx.layout, state),
+        usage=usage_so_far(ctx.ledger, wall),
+    )
+    write_report(ctx.layout.report, result, report_facts(ctx, state))
+    write_json(ctx.layout.result, result.model_dump(mode="json"))
+    ctx.ledger.add_event("job_finished", {"status": "succeeded"})
+    return result
+
+
+def copy_adapter(layout: RunLayout, state: LoopState) -> AdapterRef | None:
+    """Put M* beside the data set; None when no adapter was trained."""
+    if state.best == BASE:
+        return None
+    temporary = layout.root / ".adapter.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(layout.adapters / state.best.served, temporary)
+    publish_folder(temporary, layout.adapter)
+    return AdapterRef(path=str(layout.adapter), name=state.best.served)
+
+
+def usage_so_far(ledger: Ledger, wall: float = 0.0) -> Usage:
+    """Totals over everything committed, in this process and the ones before it."""
+    totals = ledger.totals()
+    trainer = sum(value for (_, stage), value in ledger.seconds().items() if stage.startswith("train-"))
+    return Usage(
+        prompt_tokens=int(totals.get("prompt_tokens", 0)),
+        completion_tokens=int(totals.get("completion_tokens", 0)),
+        cached_tokens=int(totals.get("cached_tokens", 0)),
+        engine_seconds=totals.get("engine_seconds", 0.0),
+        trainer_seconds=trainer,
+        startup_seconds=totals.get("startup_seconds", 0.0),
+        wall_seconds=wall,
+    )

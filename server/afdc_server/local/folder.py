@@ -1,0 +1,114 @@
+"""The output folder of a run: whose job it holds, and who may write to it now."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from afdc.config import RunConfig
+from afdc.errors import ConflictError, StorageError
+from afdc.files import canonical_json, sha256_bytes, write_json
+from afdc.layout import RunLayout
+from afdc_server.local.request import CheckedRequest
+from afdc_server.models import ModelRef
+
+IDENTITY_FILE = "job.json"
+LOCK_FILE = "lock"
+TOLERANT_ENGINE_KEYS = ("hang_timeout_s", "max_restarts", "max_in_flight")
+SHOWN_DIFFERENCES = 4
+
+
+def job_identity(checked: CheckedRequest, config: RunConfig, model: ModelRef) -> dict[str, Any]:
+    """All that the result depends on; two runs with equal identities are the same job."""
+    settings = config.model_dump(mode="json")
+    for key in TOLERANT_ENGINE_KEYS:
+        settings["engine"].pop(key)
+    settings.pop("model")
+    return {
+        "config": settings,
+        "task": checked.task.model_dump(mode="json"),
+        "files": checked.digests,
+        "model": {"name": model.name, "revision": model.revision},
+    }
+
+
+def job_id(identity: dict[str, Any]) -> str:
+    """`job-` and 8 hex digits of the identity's hash."""
+    return f"job-{sha256_bytes(canonical_json(identity))[:8]}"
+
+
+def claim_folder(layout: RunLayout, identity: dict[str, Any]) -> bool:
+    """Make the folder this job's own; True when the job was started here before.
+
+    Raises:
+        ConflictError: it holds another job, or files that are not a run's.
+        StorageError: it cannot be written.
+    """
+    path = layout.state / IDENTITY_FILE
+    if path.exists():
+        _check_identity(layout.root, json.loads(path.read_bytes()), identity)
+        return True
+    if layout.root.is_file() or (layout.root.is_dir() and _foreign_files(layout)):
+        raise ConflictError(
+            f"{layout.root} exists and is not a run of afdc", remedy="Give --out a new or an empty folder"
+        )
+    write_json(path, identity)
+    return False
+
+
+def _foreign_files(layout: RunLayout) -> bool:
+    return any(entry != layout.state for entry in layout.root.iterdir())
+
+
+def _check_identity(root: Path, stored: dict[str, Any], identity: dict[str, Any]) -> None:
+    differences = list(_differences(stored, json.loads(canonical_json(identity))))
+    if differences:
+        shown = "; ".join(differences[:SHOWN_DIFFERENCES])
+        more = len(differences) - SHOWN_DIFFERENCES
+        raise ConflictError(
+            f"{root} holds another job: {shown}{f' and {more} more' if more > 0 else ''}",
+            remedy="Repeat the command of the first start to resume it, or give --out another folder",
+        )
+
+
+def _differences(stored: Any, wanted: Any, path: str = "") -> Iterator[str]:
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        for key in sorted(stored.keys() | wanted.keys()):
+            yield from _differences(stored.get(key), wanted.get(key), f"{path}.{key}" if path else key)
+    elif stored != wanted:
+        yield f"{path} was {_short(stored)}, now {_short(wanted)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+@contextmanager
+def hold_folder(layout: RunLayout) -> Iterator[None]:
+    """Keep every other process out while this one works; the system frees the lock when the process ends.
+
+    Raises:
+        ConflictError: another process works on this folder.
+    """
+    try:
+        layout.state.mkdir(parents=True, exist_ok=True)
+        handle = os.open(layout.state / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as exc:
+        raise StorageError(f"cannot write to {layout.root}: {exc.strerror}", remedy="Give another --out") from exc
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        os.close(handle)
+        raise ConflictError(
+            f"another process is working on {layout.root}", remedy="Wait for it or end it, then run the command again"
+        ) from exc
+    try:
+        yield
+    finally:
+        os.close(handle)

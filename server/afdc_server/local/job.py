@@ -1,0 +1,161 @@
+"""Compose the real engine, trainer, ledger and store around the loop, and write the results."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from afdc_pipeline.estimate import Plan
+
+from afdc.config import config_hash
+from afdc.errors import AfdcError, InterruptedRunError
+from afdc.files import write_json
+from afdc.layout import RunLayout
+from afdc.result import RunResult
+from afdc_pipeline.context import JobContext, Meter
+from afdc_pipeline.loop import run_loop
+from afdc_pipeline.seams import Engine, Progress, Trainer
+from afdc_server.duplicates import SqliteDuplicateIndex
+from afdc_server.ledger import SqlLedger, open_sqlite
+from afdc_server.local.finish import finish, usage_so_far
+from afdc_server.local.folder import claim_folder, hold_folder, job_id, job_identity
+from afdc_server.local.plan import make_plan
+from afdc_server.local.request import CheckedRequest, RunRequest, check_request
+from afdc_server.models import ModelRef, detect_device, resolve_model
+from afdc_server.store import ParquetStore
+
+WALL_SECONDS = "wall_seconds"
+EngineFactory = Callable[[ModelRef, "RunRequest", RunLayout], Engine]
+TrainerFactory = Callable[[RunLayout, Progress], Trainer]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The heavy parts of a run, made only once every check has passed."""
+
+    engine: EngineFactory
+    trainer: TrainerFactory
+
+
+def real_parts() -> Parts:
+    """vLLM and the PEFT trainer process."""
+
+    def engine(model: ModelRef, request: RunRequest, layout: RunLayout) -> Engine:
+        from afdc_server.engine.build import make_engine  # imports vLLM: only once every check has passed
+
+        return make_engine(model, request.config.engine, layout.logs)
+
+    def trainer(layout: RunLayout, progress: Progress) -> Trainer:
+        from afdc_server.trainer import SubprocessTrainer
+
+        return SubprocessTrainer(layout.logs, lambda step, steps, _loss: progress.advance(0, step=step, steps=steps))
+
+    return Parts(engine, trainer)
+
+
+def plan_local(request: RunRequest) -> Plan:
+    """What a run would do and cost, from the files and settings alone. Nothing is started or written."""
+    checked = check_request(request)
+    device = detect_device(request.config.engine.device)
+    return make_plan(checked, request.config, device)
+
+
+def run_local(request: RunRequest, progress: Progress, parts: Parts | None = None) -> RunResult:
+    """Run a job to its end, or go on with the one that `request.out` holds.
+
+    Raises:
+        AfdcError: see `afdc.errors`; whatever was finished before is kept and the same command goes on from there.
+    """
+    checked = check_request(request)
+    model = resolve_model(request.config.model, detect_device(request.config.engine.device))
+    identity = job_identity(checked, request.config, model)
+    layout = RunLayout(request.out)
+    claim_folder(layout, identity)
+    with hold_folder(layout):
+        done = finished_result(layout)
+        if done is not None:
+            progress.note(f"{layout.root} is finished already; nothing to do")
+            return done
+        job = LocalJob(request, checked, model, layout, progress, parts or real_parts(), job_id(identity))
+        return asyncio.run(job.run())
+
+
+def finished_result(layout: RunLayout) -> RunResult | None:
+    """The result of a run that has succeeded, or None."""
+    if not layout.result.exists():
+        return None
+    result = RunResult.model_validate_json(layout.result.read_bytes())
+    return result if result.status == "succeeded" else None
+
+
+@dataclass
+class LocalJob:
+    """One run in this process."""
+
+    request: RunRequest
+    checked: CheckedRequest
+    model: ModelRef
+    layout: RunLayout
+    progress: Progress
+    parts: Parts
+    job: str
+
+    async def run(self) -> RunResult:
+        """Start the engine, run the loop, write the results; always close what was started."""
+        started = time.monotonic()
+        ledger = SqlLedger(open_sqlite(self.layout.ledger), self.job)
+        before = float(ledger.get_value(WALL_SECONDS) or 0.0)
+        engine = self.parts.engine(self.model, self.request, self.layout)
+        try:
+            ctx = await self._start(engine, ledger)
+            state = await run_loop(ctx)
+            wall = before + time.monotonic() - started
+            return finish(ctx, state, self.request.config, self.model, wall)
+        except (asyncio.CancelledError, KeyboardInterrupt) as exc:
+            self._leave(ledger, "interrupted", "stopped by the user")
+            raise InterruptedRunError(
+                "stopped", remedy=f"Everything finished is in {self.layout.root}: run the same command to go on"
+            ) from exc
+        except AfdcError as exc:
+            self._leave(ledger, "failed", str(exc))
+            raise
+        finally:
+            ledger.set_value(WALL_SECONDS, before + time.monotonic() - started)
+            await engine.close()
+
+    async def _start(self, engine: Engine, ledger: SqlLedger) -> JobContext:
+        self.progress.note(f"starting the engine on {self.model.name}")
+        info = await engine.start()
+        return JobContext(
+            inputs=self.checked.job_inputs(self.job),
+            config=self.request.config,
+            layout=self.layout,
+            engine=engine,
+            info=info,
+            trainer=self.parts.trainer(self.layout, self.progress),
+            ledger=ledger,
+            store=ParquetStore(self.layout.chunks),
+            open_index=lambda path: SqliteDuplicateIndex(path, self.request.config.augment.near_duplicate),
+            progress=self.progress,
+            meter=Meter(engine),
+        )
+
+    def _leave(self, ledger: SqlLedger, status: str, error: str) -> None:
+        """Leave a result.json that says how far the run came."""
+        result = RunResult.model_validate(
+            {
+                "status": status,
+                "job": self.job,
+                "model": self.model.name,
+                "model_revision": self.model.revision,
+                "preset": self.request.config.preset,
+                "config_hash": config_hash(self.request.config),
+                "seeds": len(self.checked.seeds),
+                "labels": list(self.checked.task.names),
+                "usage": usage_so_far(ledger),
+                "error": error,
+            }
+        )
+        write_json(self.layout.result, result.model_dump(mode="json"))

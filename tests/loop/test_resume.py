@@ -1,0 +1,62 @@
+"""kill -9 at a durable step, run again: the rows are those of an undisturbed run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.job import make_job
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+EVERY = 29  # a prime step walks over all kinds of points; the slow test takes every one
+
+
+def run_child(root: Path, kill_at: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.fakes.job", str(root), "--kill-at", str(kill_at)]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, env=dict(os.environ))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, object]:
+    """The number of durable steps of a whole run, and its rows."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    child = run_child(root)
+    assert child.returncode == 0, child.stderr
+    job = make_job(root)
+    return int(child.stdout), job.rows(job.run())
+
+
+def check_all(tmp_path: Path, undisturbed: tuple[int, object], points: list[int]) -> None:
+    _, expected = undisturbed
+    with ThreadPoolExecutor(2) as pool:
+        children = list(pool.map(lambda n: run_child(tmp_path / str(n), n), points))
+    assert {child.returncode for child in children} == {-signal.SIGKILL}
+    for number in points:
+        job = make_job(tmp_path / str(number))
+        assert job.rows(job.run()) == expected, f"killed at step {number}"
+
+
+def test_a_kill_at_sampled_steps_changes_no_row(tmp_path: Path, undisturbed: tuple[int, object]) -> None:
+    steps, _ = undisturbed
+    check_all(tmp_path, undisturbed, list(range(1, steps + 1, EVERY)))
+
+
+@pytest.mark.slow
+def test_a_kill_at_every_step_changes_no_row(tmp_path: Path, undisturbed: tuple[int, object]) -> None:
+    steps, _ = undisturbed
+    check_all(tmp_path, undisturbed, list(range(1, steps + 1)))
+
+
+def test_a_finished_job_asks_the_engine_nothing(tmp_path: Path) -> None:
+    first = make_job(tmp_path)
+    rows = first.rows(first.run())
+    again = make_job(tmp_path)
+    assert again.rows(again.run()) == rows
+    assert not [call for call in again.engine.calls if not call.startswith("load:")]
+    assert not again.trainer.jobs
