@@ -1,0 +1,118 @@
+"""From `rows.jsonl` to token ids, and the order in which rows are trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import ValidationError
+
+from afdc.errors import InputError
+from afdc.prompting import PromptCodec
+from afdc.training import TrainJob, TrainRow
+
+MIN_TARGET = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """One answer to a prompt: the ids to predict, and what each of their log-likelihoods counts in the loss."""
+
+    ids: tuple[int, ...]
+    coef: float
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """What follows the shared prefix (text and suffix ids), and the answers trained on or scored there."""
+
+    prompt: tuple[int, ...]
+    branches: tuple[Branch, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Positions that this example adds to a pack; an answer's last id is only ever predicted."""
+        return len(self.prompt) + sum(len(branch.ids) - 1 for branch in self.branches)
+
+
+def read_rows(job: TrainJob) -> list[TrainRow]:
+    """Rows with a positive weight.
+
+    Raises:
+        InputError: a line is not a TrainRow, a target is no label of the task, or nothing is left to train on.
+    """
+    rows = []
+    try:
+        with job.rows.open(encoding="utf-8") as stream:
+            for line, text in enumerate(stream, start=1):
+                if text.strip():
+                    rows.append(_parse_row(job, line, text))
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InputError(f"cannot be read: {exc}", path=str(job.rows)) from exc
+    rows = [row for row in rows if row.weight > 0]
+    if not rows:
+        raise InputError("there is no row with a positive weight", path=str(job.rows), remedy="Select at least one row")
+    return rows
+
+
+def _parse_row(job: TrainJob, line: int, text: str) -> TrainRow:
+    try:
+        row = TrainRow.model_validate_json(text)
+    except ValidationError as exc:
+        raise InputError(f"not a training row: {exc}", path=str(job.rows), line=line) from exc
+    wrong = [label for label in row.targets if not 0 <= label < len(job.task.labels)]
+    if wrong or min(row.targets.values()) < 0 or sum(row.targets.values()) <= 0:
+        raise InputError(
+            f"targets {row.targets} are no distribution over {len(job.task.labels)} labels",
+            path=str(job.rows),
+            line=line,
+        )
+    return row
+
+
+def hard_targets(targets: dict[int, float]) -> dict[int, float]:
+    """Targets of at least MIN_TARGET after normalisation (always the largest), normalised again, by label."""
+    total = sum(targets.values())
+    best = max(targets, key=lambda label: (targets[label], -label))
+    kept = {label: p / total for label, p in sorted(targets.items()) if p / total >= MIN_TARGET or label == best}
+    share = sum(kept.values())
+    return {label: p / share for label, p in kept.items()}
+
+
+def encode_row(codec: PromptCodec, row: TrainRow, max_tokens: int) -> Example:
+    """Ids of a row. A label's loss is the mean over its tokens and the terminator, so a long label counts no more.
+
+    Raises:
+        InputError: prompt and longest label exceed `max_tokens`.
+    """
+    prompt = (*codec.text_ids(row.text), *codec.suffix_ids)
+    branches = []
+    for label, share in hard_targets(row.targets).items():
+        ids = tuple(codec.completion_ids(label))
+        branches.append(Branch(ids, row.weight * share / len(ids)))
+    have = len(codec.prefix_ids) + len(prompt) + max(len(branch.ids) for branch in branches)
+    if have > max_tokens:
+        raise InputError(
+            f"the text {row.text[:60]!r} needs {have} tokens with its label and {max_tokens} fit",
+            remedy="Shorten it or raise engine.max_model_len",
+        )
+    return Example(prompt, tuple(branches))
+
+
+def schedule(rows: Sequence[TrainRow], job: TrainJob) -> list[list[int]]:
+    """Row indices of every optimiser step of the run: each epoch is a fresh shuffle, gold rows repeated.
+
+    Rows are packed without padding, so batches need no sorting by length and every shuffle is uniform.
+    """
+    entries = np.repeat(np.arange(len(rows)), [job.gold_repeat if row.gold else 1 for row in rows])
+    steps: list[list[int]] = []
+    for epoch in range(job.epochs):
+        order = np.random.default_rng([job.seed, epoch]).permutation(entries).tolist()
+        steps += list(_batches(order, job.config.batch_size))
+    return steps
+
+
+def _batches(order: list[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(order), size):
+        yield order[start : start + size]

@@ -1,0 +1,115 @@
+"""The base model: loaded once, run on packs. The only module that imports transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from afdc.config import TrainConfig
+from afdc.errors import ModelError, UsageError
+from afdc.prompting import Tokenizer
+from afdc_trainer.pack import Pack
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def choose_device(config: TrainConfig, local_rank: int = 0) -> torch.device:
+    """The configured device, or the GPU where there is one.
+
+    Raises:
+        UsageError: a GPU is asked for and torch sees none.
+    """
+    if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UsageError("train.device is cuda and torch sees no GPU", remedy="Set train.device = auto")
+    return torch.device("cuda", local_rank)
+
+
+def choose_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """Auto is bfloat16 where the hardware multiplies it, float32 elsewhere (docs/trainer.md has the measurement)."""
+    if config.dtype != "auto":
+        return DTYPES[config.dtype]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16") else torch.float32
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The model's tokenizer.
+
+    Raises:
+        ModelError: the folder holds none that can be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError) as exc:
+        raise ModelError(f"the tokenizer of {path} cannot be loaded: {exc}") from exc
+    return tokenizer
+
+
+def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    """The causal language model, frozen, in evaluation mode (its own dropout off).
+
+    Raises:
+        ModelError: the folder holds no model that can be read, or one whose layers do not attend by a mask.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, attn_implementation="sdpa", local_files_only=True
+        )
+    except (OSError, ValueError) as exc:
+        raise ModelError(f"the model {path} cannot be loaded: {exc}") from exc
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    if not kinds <= {"full_attention", "sliding_attention"}:
+        raise ModelError(f"layers of type {', '.join(sorted(kinds))} cannot be trained yet", remedy="Use a Transformer")
+    return model.to(device).eval()
+
+
+def longest_path(model: Any) -> int:
+    """Tokens a path may have: all of the context, or the sliding window where some layers have one."""
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None) if _slides(config) else None
+    return int(min(window or config.max_position_embeddings, config.max_position_embeddings))
+
+
+def _slides(config: Any) -> bool:
+    kinds = getattr(config, "layer_types", None)
+    return "sliding_attention" in kinds if kinds else bool(getattr(config, "use_sliding_window", True))
+
+
+def predictions(model: Any, pack: Pack) -> Tensor:
+    """Float32 log-probabilities [M, vocabulary] at the pack's kept positions, under the model and its LoRA."""
+    device = model.device
+    mask = torch.zeros(pack.mask.shape, dtype=model.dtype)
+    mask.masked_fill_(torch.from_numpy(~pack.mask), torch.finfo(model.dtype).min)
+    output = model(
+        input_ids=torch.from_numpy(pack.ids).to(device)[None],
+        position_ids=torch.from_numpy(pack.positions).to(device)[None],
+        attention_mask=mask.to(device)[None, None],
+        logits_to_keep=torch.from_numpy(pack.keep).to(device),
+        use_cache=False,
+    )
+    return torch.log_softmax(output.logits[0].float(), dim=-1)
+
+
+def pack_loss(model: Any, pack: Pack, label_smoothing: float) -> Tensor:
+    """Sum over the pack's predictions of coef * cross-entropy, a scalar.
+
+    Label smoothing mixes each target token with the uniform distribution over the vocabulary (Szegedy et al. 2016).
+    """
+    logprobs = predictions(model, pack)
+    at, targets = torch.from_numpy(pack.at).to(logprobs.device), torch.from_numpy(pack.targets).to(logprobs.device)
+    nll = -logprobs[at, targets]
+    if label_smoothing:
+        nll = (1 - label_smoothing) * nll - label_smoothing * logprobs.mean(dim=-1)[at]
+    return (nll * torch.from_numpy(pack.coefs).to(nll.device)).sum()

@@ -1,0 +1,99 @@
+"""The finished adapter: probes, weights, configuration and manifest in one immutable folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from afdc.adapter import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, AdapterManifest, Probe, verify_adapter
+from afdc.errors import TrainerError
+from afdc.files import publish_folder, sha256_bytes, write_bytes
+from afdc.prompting import PromptCodec
+from afdc.training import TrainJob
+from afdc_trainer.data import Branch, Example
+from afdc_trainer.lora import LoraWeights
+from afdc_trainer.model import predictions
+from afdc_trainer.pack import build_pack, split_examples
+
+
+def label_logprobs(model: Any, codec: PromptCodec, texts: Sequence[str], budget: int) -> list[tuple[float, ...]]:
+    """log P of each label's scored ids after each text: natural log, full vocabulary, float32 softmax.
+
+    `budget` bounds the tokens of one forward pass. Returns one tuple a text, in label order.
+    """
+    branches = tuple(Branch(ids, 0.0) for ids in codec.scored_ids)
+    examples = [Example((*codec.text_ids(text), *codec.suffix_ids), branches) for text in texts]
+    rows: list[tuple[float, ...]] = []
+    for group in split_examples(len(codec.prefix_ids), examples, budget) if examples else []:
+        pack = build_pack(codec.prefix_ids, group)
+        with torch.no_grad():
+            logprobs = predictions(model, pack).cpu()
+        each = logprobs[torch.from_numpy(pack.at), torch.from_numpy(pack.targets)]
+        sums = torch.zeros(len(group) * len(branches)).index_add_(0, torch.from_numpy(pack.branch), each)
+        rows += [tuple(row) for row in sums.view(len(group), -1).tolist()]
+    return rows
+
+
+def publish(job: TrainJob, weights: LoraWeights, probes: Sequence[Probe]) -> Path:
+    """Write the adapter folder under a temporary name, check it as the engine will, and give it its name.
+
+    Raises:
+        TrainerError: a weight is not finite.
+        StorageError: the disk is full or cannot be written.
+    """
+    state = weights.state()
+    broken = [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())]
+    if broken:
+        raise TrainerError(f"the weights of {broken[0]} are not finite", remedy="Lower train.learning_rate")
+    data = save(state, metadata={"format": "pt"})
+    config = json.dumps(adapter_config(job, weights.targets), indent=2, sort_keys=True).encode()
+    name = f"{job.name}-{sha256_bytes(data)[:12]}"
+    manifest = AdapterManifest(
+        name=name,
+        job=job.job,
+        round=job.round,
+        member=job.member,
+        base_model=str(job.model),
+        base_revision=job.model_revision,
+        rank=job.config.rank,
+        task=job.task,
+        template_hash=job.template_hash,
+        probes=tuple(probes),
+        files={CONFIG_FILE: sha256_bytes(config), WEIGHTS_FILE: sha256_bytes(data)},
+    )
+    temporary = job.adapters / f".{job.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    write_bytes(temporary / WEIGHTS_FILE, data)
+    write_bytes(temporary / CONFIG_FILE, config)
+    write_bytes(temporary / MANIFEST_FILE, manifest.model_dump_json(indent=2).encode())
+    verify_adapter(temporary)
+    publish_folder(temporary, job.adapters / name)
+    return job.adapters / name
+
+
+def adapter_config(job: TrainJob, targets: Sequence[str]) -> dict[str, Any]:
+    """`adapter_config.json` as PEFT's LoraConfig reads it."""
+    config = job.config
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(job.model),
+        "revision": None,
+        "inference_mode": True,
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "use_rslora": config.rslora,
+        "target_modules": list(targets),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "use_dora": False,
+    }
