@@ -1,0 +1,217 @@
+"""The Engine seam on top of a supervised Backend: text in, completions and label scores out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from afdc.adapter import AdapterManifest
+from afdc.errors import AdapterError, EngineDiedError, InputError, RequestRejectedError
+from afdc.prompting import PromptCodec, Tokenizer, encode_chat, encode_continuation
+from afdc.task import Task
+from afdc_pipeline.seams import EngineInfo, EngineUsage, FloatArray, Generated, GenerateRequest, Scores
+from afdc_server.engine.adapters import AdapterTable, check_adapter, check_probes
+from afdc_server.engine.backend import AdapterSlot, Backend, ReadAnswer
+from afdc_server.engine.limits import WeightedLimit
+from afdc_server.engine.settings import EngineSettings
+from afdc_server.engine.supervisor import Supervisor
+from afdc_server.engine.tasks import finish_bounded
+from afdc_server.engine.trie import LabelTrie
+
+CANARY_TOKENS = 4
+
+
+class SupervisedEngine:
+    """One base model with its adapters, restarted when it dies. Implements `afdc_pipeline.seams.Engine`."""
+
+    def __init__(
+        self,
+        create: Callable[[], Backend],
+        tokenizer: Tokenizer,
+        info: EngineInfo,
+        settings: EngineSettings,
+        log: Path,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._info = info
+        self._settings = settings
+        self._adapters = AdapterTable(settings.config.max_loras)
+        self._changing = asyncio.Lock()
+        self._limit = WeightedLimit(settings.max_in_flight)
+        self._usage = EngineUsage()
+        self._plan = lru_cache(maxsize=16)(self._make_plan)
+        config = settings.config
+        self._supervisor = Supervisor(create, self._reload_adapters, config.hang_timeout_s, config.max_restarts, log)
+
+    @property
+    def supervisor(self) -> Supervisor:
+        return self._supervisor
+
+    async def start(self) -> EngineInfo:
+        await self._supervisor.start()
+        return self._info
+
+    async def close(self) -> None:
+        await self._supervisor.close()
+
+    def template_hash(self, task: Task) -> str:
+        return self._plan(task)[0].template_hash
+
+    def usage(self) -> EngineUsage:
+        return replace(
+            self._usage,
+            busy_seconds=self._supervisor.busy_seconds,
+            startup_seconds=self._supervisor.startup_seconds,
+            restarts=self._supervisor.restarts,
+        )
+
+    async def generate(self, requests: Sequence[GenerateRequest]) -> AsyncGenerator[Generated, None]:
+        """See `Engine.generate`. Raises AdapterError at once when a request names an adapter that is not loaded."""
+        for name in {request.adapter for request in requests} - {None}:
+            self._adapters.require(str(name))
+        weights = (max(1, request.n) for request in requests)
+        async with aclosing(
+            finish_bounded(self._limit, zip(weights, requests, strict=True), self._generate_one)
+        ) as done:
+            async for generated in done:
+                yield generated
+
+    async def _generate_one(self, request: GenerateRequest) -> Generated:
+        try:
+            prompt = self._encode(request)
+            with self._adapters.use(request.adapter) as slot:
+                answer = await self._supervisor.run(lambda b: b.draw(prompt, request.n, request.sampling, slot))
+        except (RequestRejectedError, InputError) as exc:
+            return Generated(request.id, error=str(exc))
+        self._count(len(prompt), sum(c.tokens for c in answer.completions), answer.cached_tokens)
+        return Generated(request.id, answer.completions)
+
+    def _encode(self, request: GenerateRequest) -> list[int]:
+        if isinstance(request.prompt, str):
+            ids = encode_continuation(self._tokenizer, request.prompt)
+        else:
+            ids = encode_chat(self._tokenizer, request.prompt)
+        room = self._settings.max_model_len - request.sampling.max_tokens
+        if not 0 < len(ids) <= room:
+            raise InputError(f"the prompt has {len(ids)} tokens; it must have at least one and at most {room}")
+        return ids
+
+    async def score(self, texts: Sequence[str], task: Task, adapter: str | None = None) -> Scores:
+        """See `Engine.score`. Raises AdapterError when the adapter is not loaded."""
+        with self._adapters.use(adapter) as slot:
+            return await self._score(texts, task, slot)
+
+    async def _score(self, texts: Sequence[str], task: Task, slot: AdapterSlot | None) -> Scores:
+        codec, trie = self._plan(task)
+        logprobs = np.full((len(texts), len(task.labels)), np.nan)
+        errors: dict[int, str] = {}
+
+        async def score_one(index: int) -> int:
+            try:
+                codec.check_length(texts[index], self._settings.max_model_len)
+                prompt = codec.prompt_ids(texts[index])
+                logprobs[index] = await self._supervisor.run(lambda b: self._read_labels(b, prompt, trie, slot))
+            except (RequestRejectedError, InputError) as exc:
+                errors[index] = str(exc)
+            return index
+
+        jobs = ((len(trie.reads), index) for index in range(len(texts)))
+        async with aclosing(finish_bounded(self._limit, jobs, score_one)) as done:
+            async for _ in done:
+                pass
+        return Scores(logprobs, errors)
+
+    async def _read_labels(
+        self, backend: Backend, prompt: list[int], trie: LabelTrie, slot: AdapterSlot | None
+    ) -> FloatArray:
+        """All node reads of one text at once: they share the prompt through the prefix cache."""
+        asked = [backend.read([*prompt, *read.path], read.ids, slot) for read in trie.reads]
+        answers: list[ReadAnswer] = await asyncio.gather(*asked)
+        tokens = sum(len(prompt) + len(read.path) for read in trie.reads)
+        self._count(tokens, 0, sum(answer.cached_tokens for answer in answers))
+        return trie.assemble([answer.logprobs for answer in answers])
+
+    def _make_plan(self, task: Task) -> tuple[PromptCodec, LabelTrie]:
+        codec = PromptCodec(self._tokenizer, task)
+        return codec, LabelTrie.build(codec.scored_ids)
+
+    async def load_adapter(self, folder: Path) -> AdapterManifest:
+        folder = folder.resolve()
+        manifest = await asyncio.to_thread(
+            check_adapter,
+            folder,
+            self._tokenizer,
+            self._info.model,
+            self._info.model_revision,
+            self._settings.config.max_lora_rank,
+        )
+        async with self._changing:
+            live = self._adapters.find(manifest.name)
+            if live is not None:
+                if live.manifest.files != manifest.files:
+                    raise AdapterError(f"another adapter is live under the name {manifest.name}")
+                return manifest
+            with self._adapters.reserve(manifest.name, folder) as slot:
+                await self._load(slot, manifest)
+                self._adapters.activate(slot, manifest)
+        return manifest
+
+    async def _load(self, slot: AdapterSlot, manifest: AdapterManifest) -> None:
+        """Load and probe as one piece of work, so that an adapter that kills the engine is found like any culprit."""
+        try:
+            served = await self._supervisor.run(lambda b: self._load_and_probe(b, slot, manifest))
+        except RequestRejectedError as exc:
+            raise AdapterError(f"adapter {manifest.name} cannot be loaded: {exc}") from exc
+        try:
+            check_probes(manifest, served, self._settings.probe_tolerance)
+        except AdapterError:
+            await self._supervisor.run(lambda b: b.remove_adapter(slot))
+            raise
+
+    async def _load_and_probe(self, backend: Backend, slot: AdapterSlot, manifest: AdapterManifest) -> FloatArray:
+        codec, trie = self._plan(manifest.task)
+        await backend.add_adapter(slot)
+        rows = [await self._read_labels(backend, codec.prompt_ids(probe.text), trie, slot) for probe in manifest.probes]
+        return np.array(rows).reshape(len(rows), len(manifest.task.labels))
+
+    async def unload_adapter(self, name: str) -> None:
+        async with self._changing:
+            slot = await self._adapters.drain(name)
+            if slot is not None:
+                try:
+                    await self._supervisor.run(lambda b: b.remove_adapter(slot))
+                finally:
+                    self._adapters.free()
+
+    async def _reload_adapters(self, backend: Backend) -> None:
+        for slot in self._adapters.slots():
+            await backend.add_adapter(slot)
+
+    async def health(self) -> None:
+        limit = self._settings.config.hang_timeout_s
+        prompt = encode_continuation(self._tokenizer, "Hello")[:CANARY_TOKENS]
+        try:
+            await asyncio.wait_for(self._supervisor.run(lambda b: b.read(prompt, prompt[-1:], None)), limit)
+        except (TimeoutError, RequestRejectedError) as exc:
+            raise EngineDiedError(f"the engine did not answer its one-token check within {limit:g} s") from exc
+
+    async def lend_device(self) -> None:
+        await self._supervisor.run(lambda b: b.lend_device())
+
+    async def reclaim_device(self) -> None:
+        await self._supervisor.run(lambda b: b.reclaim_device())
+
+    def _count(self, prompt: int, completion: int, cached: int) -> None:
+        have = self._usage
+        self._usage = replace(
+            have,
+            prompt_tokens=have.prompt_tokens + prompt,
+            completion_tokens=have.completion_tokens + completion,
+            cached_tokens=have.cached_tokens + cached,
+        )

@@ -1,0 +1,203 @@
+"""vLLM's AsyncLLM as a Backend. The only module that imports vllm; import it after `prepare_environment`.
+
+Facts this relies on are tested in tests/engine/test_canaries.py, so that an upgrade of vLLM tells us.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from vllm import SamplingParams, TokensPrompt
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.lora.request import LoRARequest
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+from afdc.errors import EngineDiedError, EngineError, RequestRejectedError
+from afdc_pipeline.seams import Completion, Sampling
+from afdc_server.engine.backend import AdapterSlot, DrawAnswer, ReadAnswer
+from afdc_server.engine.environment import LOG_FILE, engine_launch
+from afdc_server.engine.settings import EngineSettings, engine_arguments
+
+
+class VllmBackend:
+    """One engine core process and our end of its queues."""
+
+    def __init__(self, model: Path, settings: EngineSettings, logs: Path) -> None:
+        self._model = model
+        self._settings = settings
+        self._logs = logs
+        self._llm: Any = None
+        self._ids = itertools.count()
+        self._steps = 0
+        # The engine core is killed when the thread that started it ends, so that thread lives as long as this object.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="afdc-engine")
+
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            self._llm = await loop.run_in_executor(self._thread, self._create)
+        except (RuntimeError, ValueError, OSError, TimeoutError) as exc:
+            self._thread.shutdown(wait=False)
+            raise EngineDiedError(f"vLLM did not start: {exc}", remedy=f"{self._logs / LOG_FILE} says why") from exc
+        self._count_steps()
+
+    def _create(self) -> Any:
+        arguments = AsyncEngineArgs(**engine_arguments(self._settings, str(self._model)))
+        with engine_launch(self._settings, self._logs):
+            return AsyncLLM.from_engine_args(arguments)
+
+    def _count_steps(self) -> None:
+        """Count what comes back from the engine core: one message a step, also while every request is unfinished."""
+        core, receive = self._llm.engine_core, self._llm.engine_core.get_output_async
+
+        async def receive_and_count() -> Any:
+            outputs = await receive()
+            self._steps += 1
+            return outputs
+
+        core.get_output_async = receive_and_count
+
+    async def close(self) -> None:
+        if self._llm is not None:
+            llm, self._llm = self._llm, None
+            await asyncio.get_running_loop().run_in_executor(None, llm.shutdown)
+            del llm
+        self._thread.shutdown(wait=False)
+
+    def steps(self) -> int:
+        return self._steps
+
+    def alive(self) -> bool:
+        return self._llm is not None and not self._llm.errored and all(p.is_alive() for p in self._processes())
+
+    def pids(self) -> list[int]:
+        """Process ids of the engine core."""
+        return [process.pid for process in self._processes() if process.pid is not None]
+
+    def _processes(self) -> list[Any]:
+        manager = self._llm.engine_core.resources.engine_manager
+        return list(manager.processes) if manager is not None else []
+
+    def kill(self) -> None:
+        if self._llm is not None:
+            for pid in self.pids():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    async def read(self, prompt: Sequence[int], ids: Sequence[int], adapter: AdapterSlot | None) -> ReadAnswer:
+        params = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            logprob_token_ids=list(ids),
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,
+        )
+        output = await self._ask(prompt, params, adapter)
+        [step] = output.outputs[0].logprobs
+        values = tuple(float(step[token].logprob) for token in ids)
+        if any(value != value for value in values):
+            raise RequestRejectedError("the model's answer to this text is not a number (NaN logits)")
+        return ReadAnswer(values, output.num_cached_tokens or 0)
+
+    async def draw(self, prompt: Sequence[int], n: int, sampling: Sampling, adapter: AdapterSlot | None) -> DrawAnswer:
+        output = await self._ask(prompt, _sampling_params(n, sampling), adapter)
+        ordered = sorted(output.outputs, key=lambda completion: completion.index)
+        return DrawAnswer(tuple(map(_completion, ordered)), output.num_cached_tokens or 0)
+
+    async def _ask(self, prompt: Sequence[int], params: SamplingParams, adapter: AdapterSlot | None) -> RequestOutput:
+        """Submit token ids and wait for the finished answer."""
+        lora = _lora_request(adapter) if adapter is not None else None
+        last: RequestOutput | None = None
+        try:
+            stream = self._llm.generate(
+                TokensPrompt(prompt_token_ids=list(prompt)), params, f"q{next(self._ids)}", lora_request=lora
+            )
+            async for output in stream:
+                last = output
+        except Exception as exc:  # vLLM's errors have no common base that holds from 0.26 (ValueError) to 0.33
+            raise self._translate(exc, "the engine refused this request") from exc
+        if last is None:
+            raise EngineDiedError("the engine ended the request without an answer")
+        return last
+
+    def _translate(self, exc: Exception, what: str) -> EngineError:
+        """Our name for what vLLM raised: the engine is gone, or this request cannot be served."""
+        if isinstance(exc, EngineDeadError) or not self.alive():
+            return EngineDiedError("the engine process ended")
+        cause = exc.__cause__ if isinstance(exc, EngineGenerateError) and exc.__cause__ else exc
+        return RequestRejectedError(f"{what}: {cause}")
+
+    async def add_adapter(self, adapter: AdapterSlot) -> None:
+        try:
+            added = await self._llm.add_lora(_lora_request(adapter))
+        except Exception as exc:  # the engine core sends back whatever its LoRA loader raised as a plain Exception
+            raise self._translate(exc, "vLLM cannot load the adapter") from exc
+        if not added:
+            raise RequestRejectedError("vLLM did not add the adapter")
+
+    async def remove_adapter(self, adapter: AdapterSlot) -> None:
+        await self._llm.remove_lora(adapter.number)
+
+    async def lend_device(self) -> None:
+        if not self._sleeps():
+            return
+        await self._llm.pause_generation(mode="wait")
+        await self._llm.release_kv_cache_memory()
+
+    async def reclaim_device(self) -> None:
+        if not self._sleeps():
+            return
+        await self._llm.wake_up()
+        await self._llm.resume_generation()
+
+    def _sleeps(self) -> bool:
+        if self._settings.is_cpu or not self._settings.config.sleep_mode:
+            return False
+        if not hasattr(self._llm, "release_kv_cache_memory"):  # vLLM 0.26 has only sleep(), which loses adapters
+            raise EngineError(
+                "this vLLM cannot lend its KV cache", remedy="Use vLLM 0.32, or leave engine.sleep_mode off"
+            )
+        return True
+
+
+def _lora_request(adapter: AdapterSlot) -> LoRARequest:
+    return LoRARequest(lora_name=adapter.name, lora_int_id=adapter.number, lora_path=str(adapter.folder))
+
+
+def _sampling_params(n: int, sampling: Sampling) -> SamplingParams:
+    try:
+        return SamplingParams(
+            n=n,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            seed=sampling.seed,
+            stop=list(sampling.stop) or None,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            logprobs=0,
+        )
+    except Exception as exc:  # see `_ask`: no common base between versions
+        raise RequestRejectedError(f"the sampling settings cannot be used: {exc}") from exc
+
+
+def _completion(output: Any) -> Completion:
+    tokens = len(output.token_ids)
+    total = output.cumulative_logprob
+    return Completion(
+        text=output.text,
+        tokens=tokens,
+        finished=output.finish_reason == "stop",
+        mean_logprob=total / tokens if total is not None and tokens else None,
+    )
