@@ -1,0 +1,232 @@
+"""What a run will do and about how long it takes, before anything starts: the plan behind --dry-run.
+
+What the numbers rest on
+- Requests and prompts are those of the real augment plan; tokens are counted by the caller's tokenizer, or by an upper
+  bound on characters where there is none.
+- `candidates` is an upper bound: duplicates and malformed texts fall away later. Every text, generated, unlabelled or
+  of the eval set, is taken to be as long as the mean seed. `selected` takes KEPT_SHARE of the candidates where labels
+  must agree (with the 135M model trec kept 0.42 and sst2 0.65) and all of them otherwise, less what the caps cut;
+  training tokens follow from it.
+- CPU rates: measured with SmolLM2-135M-Instruct in bf16 on two cores; taken to fall in proportion to the parameters.
+- GPU rates: one H100. Prefill: half of the 49,000 tokens/s that an 8B model could reach at 792 TFLOP/s. Decode: half of
+  what reading 16 GB of weights a step at 3.35 TB/s allows 128 sequences. Training: NeMo's published 12,500 tokens/s for
+  LoRA on Llama 3 8B. Below FLAT_BELOW parameters a GPU is taken not to get faster: fixed costs rule there.
+- Starts: 40 s for the CPU engine, measured. 90 s for a GPU engine and 15 s for a trainer process are assumptions.
+Expect a factor of two either way; no rate here is a promise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any, Literal
+
+from afdc.config import RunConfig
+from afdc.prompting import Message, system_prompt
+from afdc.task import Task
+from afdc_pipeline.augment import estimate_tokens, plan_requests
+from afdc_pipeline.filters import Style
+from afdc_pipeline.rows import Seed
+
+KEPT_SHARE = 0.45
+FLAT_BELOW = 1.5e9  # parameters
+MARKUP_TOKENS = 12  # role markers around system, user and assistant
+IDS_PER_READ = 128  # label tokens that one read can ask for
+SAMPLED_PROMPTS = 256
+CHARS_A_TOKEN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Tokens a second of one machine, and seconds to start a process."""
+
+    decode: float
+    prefill: float
+    train: float
+    engine_start_s: float
+    trainer_start_s: float
+    block_size: int
+
+
+CPU_135M = Rates(decode=320, prefill=1000, train=300, engine_start_s=40, trainer_start_s=15, block_size=32)
+H100_8B = Rates(decode=13_000, prefill=24_500, train=12_500, engine_start_s=90, trainer_start_s=15, block_size=16)
+
+
+@dataclass(frozen=True)
+class PlanInputs:
+    """What is planned.
+
+    Attributes:
+        parameters: of the base model.
+        count_tokens: tokens of a text; the default is an upper bound that needs no tokenizer.
+        label_paths: `PromptCodec.scored_ids`; without it, four characters of a label's name stand for a token.
+    """
+
+    task: Task
+    seeds: Sequence[Seed]
+    device: Literal["cpu", "cuda"]
+    parameters: float
+    eval_rows: int = 0
+    unlabeled_rows: int = 0
+    count_tokens: Callable[[str], int] = estimate_tokens
+    label_paths: Sequence[tuple[int, ...]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Counts, tokens and seconds of a run that goes through all its rounds (module docstring: what they rest on).
+
+    Attributes:
+        requests: generation requests; each has several draws.
+        candidates: size of D1 at most, unlabelled texts included.
+        selected: rows of D2 in a round, expected.
+        adapters: training runs.
+        score_reads: next-token reads, over all passes of all scorers over D1, eval and held-out texts.
+        prompt_tokens: of generation and scoring, prefix-cache hits included.
+        completion_tokens: of generation.
+        training_tokens: through the model, a shared template counted once a batch.
+        seconds: by part, and "total".
+    """
+
+    requests: int
+    candidates: int
+    selected: int
+    adapters: int
+    score_reads: int
+    prompt_tokens: int
+    completion_tokens: int
+    training_tokens: int
+    seconds: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Flat JSON form."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """Mean tokens: the fixed part of a scoring prompt, a text, a label; and reads a text."""
+
+    template: float
+    text: float
+    label: float
+    reads: int
+
+
+def rates_for(device: Literal["cpu", "cuda"], parameters: float) -> Rates:
+    """The table's rates, scaled to a model of this size."""
+    anchor, size = (CPU_135M, 135e6) if device == "cpu" else (H100_8B, 8e9)
+    faster = size / max(parameters, 1e6 if device == "cpu" else FLAT_BELOW)
+    return Rates(
+        decode=anchor.decode * faster,
+        prefill=anchor.prefill * faster,
+        train=anchor.train * faster,
+        engine_start_s=anchor.engine_start_s,
+        trainer_start_s=anchor.trainer_start_s,
+        block_size=anchor.block_size,
+    )
+
+
+def make_plan(config: RunConfig, inputs: PlanInputs) -> Plan:
+    """Plan a run from its settings and inputs alone; starts and writes nothing."""
+    sizes = _sizes(inputs)
+    rates = rates_for(inputs.device, inputs.parameters)
+    trained = [seed for seed in inputs.seeds if not seed.holdout]
+    draws = config.augment.rounds * len(trained) * config.augment.variants
+    requests, generation_prompt = _generation(config, inputs)
+    candidates = draws + inputs.unlabeled_rows
+    selected = _selected(config, candidates, len(inputs.task.names))
+    scored = _scored_texts(config, inputs, candidates)
+    adapters, training = _training(config, inputs, sizes, len(trained), selected)
+    completion = round(draws * (sizes.text + 1))
+    computed = scored * _computed_tokens(sizes, rates.block_size)
+    seconds = {
+        "engine_start": rates.engine_start_s,
+        "generate": completion / rates.decode + generation_prompt / rates.prefill,
+        "score": computed / rates.prefill,
+        "train": training / rates.train + adapters * rates.trainer_start_s,
+    }
+    return Plan(
+        requests=requests,
+        candidates=candidates,
+        selected=selected,
+        adapters=adapters,
+        score_reads=scored * sizes.reads,
+        prompt_tokens=generation_prompt + round(scored * sizes.reads * (sizes.template + sizes.text)),
+        completion_tokens=completion,
+        training_tokens=training,
+        seconds={name: round(value, 1) for name, value in {**seconds, "total": sum(seconds.values())}.items()},
+    )
+
+
+def trie_reads(paths: Sequence[tuple[Any, ...]]) -> int:
+    """Next-token reads that score all labels: inner nodes of their trie, a node of many children counted repeatedly."""
+    children: dict[tuple[Any, ...], set[Any]] = {}
+    for path in paths:
+        for depth, token in enumerate(path):
+            children.setdefault(path[:depth], set()).add(token)
+    return sum(-(-len(tokens) // IDS_PER_READ) for tokens in children.values())
+
+
+def _sizes(inputs: PlanInputs) -> _Sizes:
+    lengths = [inputs.count_tokens(seed.text) for seed in inputs.seeds] or [0]
+    paths: Sequence[tuple[Any, ...]] = inputs.label_paths or [_pieces(name) for name in inputs.task.names]
+    return _Sizes(
+        template=inputs.count_tokens(system_prompt(inputs.task)) + MARKUP_TOKENS,
+        text=sum(lengths) / len(lengths),
+        label=sum(map(len, paths)) / len(paths) + 1,
+        reads=trie_reads(paths),
+    )
+
+
+def _pieces(name: str) -> tuple[str, ...]:
+    return tuple(name[i : i + CHARS_A_TOKEN] for i in range(0, len(name), CHARS_A_TOKEN))
+
+
+def _generation(config: RunConfig, inputs: PlanInputs) -> tuple[int, int]:
+    """Number of requests and their prompt tokens, from the first round's real prompts (a sample of a long list)."""
+    style: Style = "chat" if config.augment.prompt_style == "chat" else "continuation"
+    planned = plan_requests(inputs.seeds, inputs.task, config.augment, "plan", 1, config.seed, style)
+    prompts = (one.request.prompt for one in planned)
+    sample = [inputs.count_tokens(_plain(prompt)) for prompt in islice(prompts, SAMPLED_PROMPTS)]
+    requests = config.augment.rounds * (len(sample) + sum(1 for _ in prompts))
+    return requests, round(requests * sum(sample) / len(sample)) if sample else 0
+
+
+def _plain(prompt: str | tuple[Message, ...]) -> str:
+    return prompt if isinstance(prompt, str) else "\n".join(message.content for message in prompt)
+
+
+def _selected(config: RunConfig, candidates: int, n_labels: int) -> int:
+    select = config.select
+    expected = round(candidates * KEPT_SHARE) if select.agreement else candidates
+    caps = [expected]
+    if select.per_label is not None:
+        caps.append(select.per_label * n_labels)
+    if select.target_rows is not None:
+        caps.append(select.target_rows)
+    return min(caps)
+
+
+def _scored_texts(config: RunConfig, inputs: PlanInputs, candidates: int) -> int:
+    """Texts times the scorers that read them: each labeller reads D1; the base, round 0 and each round read eval."""
+    held = sum(seed.holdout for seed in inputs.seeds)
+    labellers = max(config.loop.members, 1) + config.loop.rounds
+    judged = 2 + config.loop.rounds
+    return labellers * candidates + judged * inputs.eval_rows + (judged - 1) * held
+
+
+def _computed_tokens(sizes: _Sizes, block_size: int) -> float:
+    """Tokens computed a text: template from the prefix cache, and for each further read half a block and its path."""
+    return sizes.text + MARKUP_TOKENS / 2 + (sizes.reads - 1) * (block_size / 2 + sizes.label)
+
+
+def _training(config: RunConfig, inputs: PlanInputs, sizes: _Sizes, seeds: int, selected: int) -> tuple[int, int]:
+    """Number of training runs and their tokens. Without members one seeds-only baseline is fitted where eval exists."""
+    train, loop = config.train, config.loop
+    members = loop.members or int(inputs.eval_rows > 0)
+    rows = members * train.seed_epochs * seeds
+    rows += loop.rounds * train.epochs * (train.seed_repeat * seeds + selected)
+    row_tokens = sizes.text + sizes.label + MARKUP_TOKENS / 2 + sizes.template / train.batch_size
+    return members + loop.rounds, round(rows * row_tokens)

@@ -1,0 +1,74 @@
+"""The plan behind --dry-run."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from afdc.config import RunConfig, build_config
+from afdc.task import Task
+from afdc_pipeline.estimate import PlanInputs, make_plan, rates_for, trie_reads
+from afdc_pipeline.rows import Seed
+
+TASK = Task.model_validate({"instruction": "What is asked for?", "labels": ["place", "person", "number"]})
+
+
+def inputs(per_label: int = 8, **changes: Any) -> PlanInputs:
+    seeds = [
+        Seed(f"{label}{i}", f"question {i} about a {label}?", label, holdout=i >= 8)
+        for label in TASK.names
+        for i in range(per_label)
+    ]
+    return PlanInputs(**{"task": TASK, "seeds": seeds, "device": "cpu", "parameters": 135e6, **changes})
+
+
+def test_counts_of_the_default_preset() -> None:
+    plan = make_plan(build_config(), inputs(unlabeled_rows=100, eval_rows=50, label_paths=[(1,), (2,), (3,)]))
+    assert plan.candidates == 24 * 18 + 100
+    assert plan.requests == 24 * 3  # 18 draws a seed, six to a request
+    assert plan.adapters == 3 + 2
+    assert plan.score_reads == 5 * 532 + 4 * 50
+    assert plan.selected == round(532 * 0.45)
+
+
+def test_the_paper_preset_scores_with_the_base_and_selects_without_agreement() -> None:
+    plan = make_plan(build_config("paper"), inputs(label_paths=[(1,), (2,), (3,)]))
+    assert plan.adapters == 3
+    assert plan.score_reads == 4 * 432
+    assert plan.selected == 432
+
+
+def test_held_out_seeds_are_not_varied() -> None:
+    assert make_plan(build_config(), inputs(10)).candidates == 24 * 18
+
+
+def test_caps_and_rounds_shape_the_plan() -> None:
+    def plan(**layers: Any) -> Any:
+        return make_plan(build_config("default", layers), inputs())
+
+    assert plan(select={"target_rows": 20}).selected == 20
+    assert plan(select={"per_label": 5}).selected == 15
+    assert plan(augment={"rounds": 3}).candidates == 3 * plan().candidates
+    assert plan(augment={"rounds": 0}).completion_tokens == 0
+    assert plan(loop={"rounds": 5}).training_tokens > plan().training_tokens
+
+
+def test_seconds_add_up_and_follow_the_machine() -> None:
+    small = make_plan(RunConfig(), inputs())
+    parts = [value for name, value in small.seconds.items() if name != "total"]
+    assert small.seconds["total"] == pytest.approx(sum(parts), abs=0.3)
+    large = make_plan(RunConfig(), inputs(parameters=270e6))
+    assert large.seconds["generate"] == pytest.approx(2 * small.seconds["generate"], rel=0.01)
+    gpu = make_plan(RunConfig(), inputs(device="cuda"))
+    assert gpu.seconds["generate"] < small.seconds["generate"]
+    assert rates_for("cuda", 1e8) == rates_for("cuda", 1e9)
+    assert json.loads(json.dumps(small.to_dict()))["candidates"] == small.candidates
+
+
+def test_trie_reads() -> None:
+    assert trie_reads([(1,), (2,)]) == 1
+    assert trie_reads([(1, 5), (1, 6), (2,)]) == 2
+    assert trie_reads([(i,) for i in range(200)]) == 2
+    assert trie_reads([(1, 2, 9), (1, 2, 3, 9)]) == 4
