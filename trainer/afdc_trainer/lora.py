@@ -9,7 +9,7 @@ the sum over processes are each a single operation.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -49,6 +49,9 @@ class _LowRankLinear(torch.autograd.Function):
         return grad_x, None, None, grad_a, grad_b, None
 
 
+_low_rank_linear: Callable[..., Tensor] = _LowRankLinear.apply
+
+
 class LoraLinear(nn.Module):
     """A frozen linear layer and its low-rank update. Input [..., in], output [..., out]."""
 
@@ -69,7 +72,7 @@ class LoraLinear(nn.Module):
             out = functional.linear(flat, self.weight, self.bias)
             out = out + self.scale * functional.linear(low, self.lora_b.to(x.dtype))
         else:
-            out = _LowRankLinear.apply(flat, self.weight, self.bias, self.lora_a, self.lora_b, self.scale)
+            out = _low_rank_linear(flat, self.weight, self.bias, self.lora_a, self.lora_b, self.scale)
         return out.view(*x.shape[:-1], self.out_features)
 
 
@@ -104,7 +107,7 @@ class LoraWeights:
             start = part.stop
 
     def initialise(self, seed: int) -> None:
-        """PEFT's default start: A uniform in +-1/sqrt(in), B zero. Drawn on the CPU, so that every device starts alike."""
+        """PEFT's default start: A uniform in +-1/sqrt(in), B zero. Drawn on the CPU: every device starts alike."""
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, parameter in self._parameters.items():

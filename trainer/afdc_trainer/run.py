@@ -26,6 +26,7 @@ def make_deterministic() -> None:
     """The same job on the same machine gives the same bytes; operations without a fixed order warn."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set through __setattr__; no operation here reads unwritten memory
 
 
 def fit(job: TrainJob) -> TrainResult:
@@ -72,7 +73,7 @@ def build_codec(job: TrainJob) -> PromptCodec:
     codec = PromptCodec(model.load_tokenizer(job.model), job.task)
     if codec.template_hash != job.template_hash:
         raise ModelError(
-            f"the trainer's prompts (template {codec.template_hash[:12]}) are not the engine's ({job.template_hash[:12]})",
+            f"the trainer's template {codec.template_hash[:12]} is not the engine's, {job.template_hash[:12]}",
             remedy="Give both the same model folder and the same transformers version",
         )
     return codec
