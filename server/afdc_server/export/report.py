@@ -127,7 +127,8 @@ def _selection(result: RunResult, facts: ReportFacts) -> str:
     if reasons:
         more = len(reasons) - SHOWN_REASONS
         note = f'<p class="note">and {more} rarer reasons: see result.json</p>' if more > 0 else ""
-        panels.append(_panel("Why texts were left out", _table(("reason", "texts"), reasons[:SHOWN_REASONS]) + note))
+        shown = [(name.replace("_", " "), count) for name, count in reasons[:SHOWN_REASONS]]
+        panels.append(_panel("Why texts were left out", _table(("reason", "texts"), shown) + note))
     return _grid(panels)
 
 
@@ -235,7 +236,7 @@ def _cost(result: RunResult) -> str:
         ("of them from the prefix cache", f"{usage.cached_tokens:,}"),
         ("generated tokens", f"{usage.completion_tokens:,}"),
     ]
-    return _table(("", "total"), rows)
+    return f'<div class="narrow">{_table(("", "total"), rows)}</div>'
 
 
 def _section(title: str, body: str) -> str:

@@ -68,9 +68,9 @@ def lines(series: Sequence[Series], reference: float | None, reference_name: str
     known = [v for one in series for v in one.values if v is not None] + ([] if reference is None else [reference])
     low = max(0.0, (int(min(known) * 10) - 1) / 10)
     rounds = max(len(one.values) for one in series)
-    axes = Axes(max(rounds - 1, 1), low, 1.0)
+    axes = Axes(rounds, low, 1.0)
     ticks = [(low + i * (1 - low) / 4, percent(low + i * (1 - low) / 4)) for i in range(5)]
-    parts = [axes.frame(ticks, [(i, f"round {i}") for i in range(rounds)])]
+    parts = [axes.frame(ticks, [(i + 0.5, f"round {i}") for i in range(rounds)])]
     if reference is not None:
         y = axes.y(reference)
         parts.append(f'<line class="reference" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
@@ -80,19 +80,14 @@ def lines(series: Sequence[Series], reference: float | None, reference_name: str
 
 
 def _line(axes: Axes, one: Series) -> str:
-    points = [(axes.x(i), axes.y(v), v) for i, v in enumerate(one.values) if v is not None]
+    points = [(axes.x(i + 0.5), axes.y(v), v) for i, v in enumerate(one.values) if v is not None]
     path = " ".join(f"{x},{y}" for x, y, _ in points)
     dots = "".join(
         f'<circle class="dot {one.tone}" cx="{x}" cy="{y}" r="4"><title>{escape(one.name)}: {v:.1%}</title></circle>'
-        + _text(x, y - 10, f"{100 * v:.1f}", f"value {one.tone}", _anchor(x))
+        + _text(x, y - 10, f"{100 * v:.1f}", f"value {one.tone}", "middle")
         for x, y, v in points
     )
     return f'<polyline class="line {one.tone}" points="{path}"/>{dots}'
-
-
-def _anchor(x: float) -> str:
-    """Numbers at the two edges grow inwards."""
-    return "start" if x < LEFT + 12 else "end" if x > WIDTH - RIGHT - 12 else "middle"
 
 
 def bars(values: Sequence[float | None], name: str) -> str:
