@@ -17,6 +17,7 @@ Expect a factor of two either way; no rate here is a promise.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -34,7 +35,7 @@ FLAT_BELOW = 1.5e9  # parameters
 MARKUP_TOKENS = 12  # role markers around system, user and assistant
 IDS_PER_READ = 128  # label tokens that one read can ask for
 SAMPLED_PROMPTS = 256
-CHARS_A_TOKEN = 4
+PIECE = re.compile(r"[\W_]?[A-Za-z0-9]{1,8}|.", re.DOTALL)  # a word with what comes before it, or one character
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class PlanInputs:
     Attributes:
         parameters: of the base model.
         count_tokens: tokens of a text; the default is an upper bound that needs no tokenizer.
-        label_paths: `PromptCodec.scored_ids`; without it, four characters of a label's name stand for a token.
+        label_paths: `PromptCodec.scored_ids`; without it, words of a label's name stand for its tokens.
     """
 
     task: Task
@@ -181,7 +182,8 @@ def _sizes(inputs: PlanInputs) -> _Sizes:
 
 
 def _pieces(name: str) -> tuple[str, ...]:
-    return tuple(name[i : i + CHARS_A_TOKEN] for i in range(0, len(name), CHARS_A_TOKEN))
+    """Stand-ins for a label's tokens; on SmolLM2 they give 3 reads for trec (true: 3), 175 for banking77 (152)."""
+    return tuple(PIECE.findall(name))
 
 
 def _generation(config: RunConfig, inputs: PlanInputs) -> tuple[int, int]:
