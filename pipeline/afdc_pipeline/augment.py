@@ -153,7 +153,7 @@ class _Plan:
             temperature=self.config.temperature,
             top_p=self.config.top_p,
             max_tokens=self.max_tokens,
-            seed=_hash(*key) >> 33,  # 31 bits: the engine adds the draw's number and wants a signed 32-bit integer
+            seed=_hash(*key) >> 34,  # 30 bits: the engine adds the draw's number and wants a signed 32-bit integer
             stop=() if chat else (separator,),
         )
         name = f"{parent.id}-a{self.augment_round}-d{first}"
