@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from afdc_pipeline.context import JobContext
@@ -32,9 +32,14 @@ def rejected_rows(ctx: JobContext, state: LoopState) -> Iterator[dict[str, Any]]
         yield {**_blank(candidate), "reason": reason}
 
 
-def drop_counts(state: LoopState) -> dict[str, int]:
-    """Why texts are not in the data set: filter reasons and the last selection's, counted, most frequent first."""
-    counts = Counter(reason for _, reason in state.pool.dropped())
+def filter_counts(state: LoopState) -> dict[str, int]:
+    """Texts that never reached the scorer, counted by reason, most frequent first."""
+    return dict(Counter(reason for _, reason in state.pool.dropped()).most_common())
+
+
+def all_drops(state: LoopState, filtered: Mapping[str, int]) -> dict[str, int]:
+    """Why texts are not in the data set: the filters' counts and the last selection's, most frequent first."""
+    counts = Counter(filtered)
     counts.update({reason: n for reason, n in state.decisions[-1].reasons.items() if reason != "kept"})
     return dict(counts.most_common())
 

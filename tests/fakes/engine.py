@@ -13,24 +13,7 @@ from afdc.files import canonical_json, sha256_bytes
 from afdc.task import Task
 from afdc_pipeline.seams import Completion, EngineInfo, EngineUsage, Generated, GenerateRequest, Scores
 
-WORDS = [
-    "river",
-    "stone",
-    "lamp",
-    "quiet",
-    "window",
-    "train",
-    "paper",
-    "cloud",
-    "garden",
-    "signal",
-    "market",
-    "bridge",
-    "copper",
-    "winter",
-    "letter",
-    "ocean",
-]
+WORDS = tuple(w + s for w in ("river", "stone", "lamp", "train", "cloud", "garden", "copper") for s in ("s", "er"))
 
 
 def stable_rng(*parts: object) -> np.random.Generator:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from afdc_server.duplicates import SqliteDuplicateIndex
 from sqlalchemy import event
 
 from afdc.config import RunConfig, build_config
@@ -24,6 +23,7 @@ from afdc_pipeline.context import JobContext, JobInputs, Meter, SilentProgress
 from afdc_pipeline.loop import LoopState, run_loop
 from afdc_pipeline.outcome import kept_rows, rejected_rows
 from afdc_pipeline.rows import Seed
+from afdc_server.duplicates import SqliteDuplicateIndex
 from afdc_server.ledger import SqlLedger, open_sqlite
 from afdc_server.store import ParquetStore
 from tests.fakes.engine import WORDS, FakeEngine, stable_rng

@@ -128,8 +128,8 @@ def test_variants_that_repeat_eval_texts_are_dropped_as_leaks(tmp_path: Path) ->
 
 def test_a_damaged_row_file_is_named_and_not_used(tmp_path: Path) -> None:
     make_job(tmp_path).run()
-    victim = next((tmp_path / "state" / "chunks").rglob("*.parquet"))
-    victim.write_bytes(victim.read_bytes()[:-20])
+    for victim in (tmp_path / "state" / "chunks").rglob("*.parquet"):
+        victim.write_bytes(victim.read_bytes()[:-20])
     job = make_job(tmp_path)
     with pytest.raises(StorageError, match="damaged"):
         job.rows(job.run())

@@ -10,10 +10,11 @@ from afdc.layout import RunLayout
 from afdc.result import AdapterRef, PathRows, RunResult, Usage
 from afdc_pipeline.context import JobContext
 from afdc_pipeline.loop import BASE, LoopState
-from afdc_pipeline.outcome import drop_counts, kept_rows, rejected_rows
+from afdc_pipeline.outcome import all_drops, filter_counts, kept_rows, rejected_rows
 from afdc_pipeline.seams import Ledger
 from afdc_server.export.card import CardFacts
 from afdc_server.export.dataset import write_dataset
+from afdc_server.export.facts import Collector
 from afdc_server.export.report import write_report
 from afdc_server.local.facts import report_facts
 from afdc_server.models import ModelRef
@@ -21,7 +22,8 @@ from afdc_server.models import ModelRef
 
 def finish(ctx: JobContext, state: LoopState, config: RunConfig, model: ModelRef, wall: float) -> RunResult:
     """Export everything; result.json comes last, so that its presence means that the rest is whole."""
-    dropped = drop_counts(state)
+    filtered = filter_counts(state)
+    dropped = all_drops(state, filtered)
     facts = CardFacts(
         task=ctx.task,
         config=config,
@@ -30,10 +32,12 @@ def finish(ctx: JobContext, state: LoopState, config: RunConfig, model: ModelRef
         model_revision=model.revision,
         adapter=state.best.served,
         eval=state.eval,
-        dropped=dropped,
+        dropped=filtered,
     )
     ctx.progress.note("writing the data set, the adapter and the report")
-    summary = write_dataset(ctx.layout.dataset, kept_rows(ctx, state), rejected_rows(ctx, state), facts)
+    seen = Collector()
+    kept, rejected = seen.watch_kept(kept_rows(ctx, state)), seen.watch_rejected(rejected_rows(ctx, state))
+    summary = write_dataset(ctx.layout.dataset, kept, rejected, facts)
     result = RunResult(
         status="succeeded",
         job=ctx.job,
@@ -51,7 +55,7 @@ def finish(ctx: JobContext, state: LoopState, config: RunConfig, model: ModelRef
         adapter=copy_adapter(ctx.layout, state),
         usage=usage_so_far(ctx.ledger, wall),
     )
-    write_report(ctx.layout.report, result, report_facts(ctx, state))
+    write_report(ctx.layout.report, result, seen.facts(**report_facts(ctx, state, filtered)))
     write_json(ctx.layout.result, result.model_dump(mode="json"))
     ctx.ledger.add_event("job_finished", {"status": "succeeded"})
     return result
