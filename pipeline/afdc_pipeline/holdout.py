@@ -21,7 +21,7 @@ class Fold:
     held: tuple[Seed, ...]
 
 
-def split_holdout(seeds: Sequence[Seed], share: float, seed: int) -> tuple[Seed, ...]:
+def split(seeds: Sequence[Seed], share: float, seed: int) -> tuple[Seed, ...]:
     """The seeds in their order, `holdout` set on about `share` (0..1) of each label's.
 
     Rounded to the nearest number of rows a label, at least one where the label has two seeds or more, and never a

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afdc_pipeline.holdout import folds, split_holdout
+from afdc_pipeline.holdout import folds, split
 from afdc_pipeline.rows import Seed
 
 
@@ -22,7 +22,7 @@ counts = st.lists(st.integers(1, 12), min_size=1, max_size=6)
 @given(counts, st.floats(0, 0.49), st.integers(0, 99))
 def test_the_split_is_stratified_and_leaves_every_label_a_seed(sizes: list[int], share: float, seed: int) -> None:
     seeds = make(sizes)
-    marked = split_holdout(seeds, share, seed)
+    marked = split(seeds, share, seed)
     assert [row.id for row in marked] == [row.id for row in seeds]
     held = Counter(row.label for row in marked if row.holdout)
     for label, n in enumerate(sizes):
@@ -33,10 +33,10 @@ def test_the_split_is_stratified_and_leaves_every_label_a_seed(sizes: list[int],
 
 def test_the_split_depends_on_the_seed_and_not_on_the_order() -> None:
     seeds = make([10, 10])
-    held = {row.id for row in split_holdout(seeds, 0.3, 1) if row.holdout}
-    assert held == {row.id for row in split_holdout(seeds[::-1], 0.3, 1) if row.holdout}
-    assert held != {row.id for row in split_holdout(seeds, 0.3, 2) if row.holdout}
-    assert not any(row.holdout for row in split_holdout(seeds, 0.0, 1))
+    held = {row.id for row in split(seeds, 0.3, 1) if row.holdout}
+    assert held == {row.id for row in split(seeds[::-1], 0.3, 1) if row.holdout}
+    assert held != {row.id for row in split(seeds, 0.3, 2) if row.holdout}
+    assert not any(row.holdout for row in split(seeds, 0.0, 1))
 
 
 @given(counts, st.integers(2, 6), st.integers(0, 99))
