@@ -9,7 +9,6 @@ from afdc.config import AugmentConfig
 from afdc.task import Task
 from afdc_pipeline.augment import (
     PlannedRequest,
-    choose_separator,
     draw_groups,
     estimate_tokens,
     plan_requests,
@@ -17,6 +16,7 @@ from afdc_pipeline.augment import (
     to_candidates,
 )
 from afdc_pipeline.filters import Style, TextLimits
+from afdc_pipeline.prompts import choose_break_mark
 from afdc_pipeline.rows import Seed, candidate_id
 from afdc_pipeline.seams import Completion, Generated
 
@@ -26,7 +26,9 @@ SEEDS = [Seed(id=f"s{i}", text=f"text number {i}", label="ab"[i % 2], holdout=i 
 
 def plan(seeds: list[Seed] = SEEDS, style: Style = "continuation", seed: int = 0, **more: Any) -> list[PlannedRequest]:
     config = AugmentConfig(**{"variants": 8, **more.pop("config", {})})
-    return list(plan_requests(seeds, TASK, config, "job", 1, seed, style, **more))
+    made = plan_requests(seeds, TASK, config, "job", 1, seed, style, **more)
+    assert len(made) == len(list(made))
+    return list(made)
 
 
 def test_every_seed_gets_its_variants_once() -> None:
@@ -62,13 +64,14 @@ def test_a_list_is_continued_behind_its_last_item() -> None:
     assert request.sampling.stop == ("\n",)
 
 
-def test_texts_with_line_breaks_are_fenced() -> None:
-    seeds = [Seed(id=str(i), text=f"line {i}\n---\nend", label="a") for i in range(3)]
-    request = plan(seeds)[0].request
-    assert isinstance(request.prompt, str)
-    assert request.prompt.count("\n***\n") == 4
-    assert request.sampling.stop == ("\n***",)
-    assert choose_separator(["a\n---***=====#####"]) == "\n" + "=" * 6
+def test_texts_with_line_breaks_stay_on_one_line() -> None:
+    seeds = [Seed(id=str(i), text=f"line {i}\n\nend", label="a") for i in range(3)]
+    one = plan(seeds)[0]
+    assert isinstance(one.request.prompt, str)
+    assert one.request.prompt.endswith("- line 0\\n\\nend\n-")
+    answers = Generated(one.request.id, (Completion(" first\\nsecond", 5, True),) * one.request.n)
+    assert to_candidates(one, answers)[0].text == "first\nsecond"
+    assert choose_break_mark(["a\nb", "a \\n <br> \u23ce\u23ce"]) == "\u23ce" * 3
 
 
 def test_a_chat_prompt_shows_the_examples() -> None:
@@ -97,10 +100,17 @@ def test_context_gives_way_to_the_model_length() -> None:
     assert plan(seeds, max_model_len=128)[0].seed_ids == ("x0",)
 
 
+def test_a_plan_is_a_sequence() -> None:
+    made = plan_requests(SEEDS, TASK, AugmentConfig(variants=8), "job", 1, 0, "continuation")
+    assert made[-1] == list(made)[-1]
+    assert made[30:99] == list(made)[30:]
+    assert len(plan_requests([], TASK, AugmentConfig(), "job", 1, 0, "chat")) == 0
+
+
 def test_groups_are_even() -> None:
-    assert list(draw_groups(18)) == [(0, 6), (6, 6), (12, 6)]
+    assert draw_groups(18) == [(0, 6), (6, 6), (12, 6)]
     assert [n for _, n in draw_groups(7)] == [3, 4]
-    assert list(draw_groups(1)) == [(0, 1)]
+    assert draw_groups(1) == [(0, 1)]
 
 
 def test_completions_become_candidates_with_reasons() -> None:

@@ -48,8 +48,8 @@ def test_cleaning(raw: str, style: Style, cleaned: str) -> None:
     assert clean_variant(raw, style, labels=(*TASK.names, *CHINESE.names)) == cleaned
 
 
-def test_an_item_ends_at_its_fence() -> None:
-    assert clean_variant("one\ntwo\n---\nthree", "continuation", separator="\n---") == "one\ntwo"
+def test_line_breaks_come_back() -> None:
+    assert clean_variant("one <br>two\n- three", "continuation", line_break="<br>") == "one\ntwo"
 
 
 @pytest.mark.parametrize(

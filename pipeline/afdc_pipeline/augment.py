@@ -7,22 +7,23 @@ draw asked for again is the same request. Six draws or fewer share one prompt, w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import overload
 
 from afdc.config import AugmentConfig
 from afdc.files import canonical_json, sha256_bytes
-from afdc.prompting import Message
-from afdc.task import Label, Task, normalise_text
+from afdc.task import Task
 from afdc_pipeline.filters import Style, TextLimits, clean_variant, reject_reason
+from afdc_pipeline.prompts import chat_prompt, choose_break_mark, continuation_prompt, prompt_hash
 from afdc_pipeline.rows import Candidate, Seed, candidate_id
 from afdc_pipeline.seams import Completion, Generated, GenerateRequest, Sampling
 
 GROUP = 6
 MIN_TOKENS = 24
 PROMPT_TOKENS = 192  # more than the fixed wording of either style takes
-FENCES = ("---", "***", "=====", "#####")
-CHAT_SYSTEM = "You write realistic texts for a data set. You answer with one text and nothing else."
+ITEM_TOKENS = 4  # list marker, fence and line break around a text
 
 EstimateTokens = Callable[[str], int]
 
@@ -36,7 +37,7 @@ class PlannedRequest:
         parent: id of the seed that is varied.
         label: what the variants are generated for.
         seed_ids: the seeds in the prompt, the parent last.
-        separator: what ends an item of a continuation.
+        line_break: what stands for a line break in a continuation; "" when the seeds have none.
         prompt_hash: 16 hex digits over the prompt.
         sampling: canonical JSON of the sampling settings.
     """
@@ -49,7 +50,7 @@ class PlannedRequest:
     augment_round: int
     first_draw: int
     style: Style
-    separator: str
+    line_break: str
     prompt_hash: str
     sampling: str
 
@@ -81,7 +82,7 @@ def plan_requests(
     *,
     estimate: EstimateTokens = estimate_tokens,
     max_model_len: int = 2048,
-) -> Iterator[PlannedRequest]:
+) -> RequestPlan:
     """Every request of one augment round, parent by parent, in the order of the seeds.
 
     Args:
@@ -96,128 +97,116 @@ def plan_requests(
         estimate: tokens of a text, an upper bound.
         max_model_len: tokens that prompt and completion may have together; context seeds give way to it.
     """
-    usable = [one for one in seeds if not one.holdout]
-    longest = max((estimate(one.text) for one in usable), default=0)
-    max_tokens = config.max_tokens or min(max(MIN_TOKENS, 2 * longest), max_model_len // 2)
-    plan = _Plan(task, config, job, augment_round, seed, style, adapter, estimate, max_model_len, max_tokens)
-    for parent in usable:
-        peers = [one for one in usable if one.label == parent.label and one.id != parent.id]
-        yield from plan.requests(parent, peers)
+    return RequestPlan(seeds, _Round(task, config, job, augment_round, seed, style, adapter, estimate, max_model_len))
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _Round:
     """What all requests of a round share."""
 
     task: Task
     config: AugmentConfig
     job: str
-    augment_round: int
+    number: int
     seed: int
     style: Style
     adapter: str | None
     estimate: EstimateTokens
     max_model_len: int
-    max_tokens: int
 
-    def requests(self, parent: Seed, peers: Sequence[Seed]) -> Iterator[PlannedRequest]:
-        for first, n in draw_groups(self.config.variants):
-            key = (self.seed, self.augment_round, parent.id, first)
-            shown = self._fitting([*self._context(key, peers), parent])
-            yield self._request(key, parent, shown, first, n)
 
-    def _context(self, key: tuple[object, ...], peers: Sequence[Seed]) -> list[Seed]:
-        """Peers in an order that hashing decides: it is the same on every machine and in every Python."""
-        ordered = sorted(peers, key=lambda one: _hash(*key, one.id))
-        return ordered[: self.config.context_seeds - 1]
+class RequestPlan(Sequence[PlannedRequest]):
+    """The requests of a round, parent by parent. Each is built when it is asked for, so a long plan takes no memory."""
 
-    def _fitting(self, shown: list[Seed]) -> list[Seed]:
-        """Without the first seeds where they would not leave room; the parent stays."""
-        label = next(label for label in self.task.labels if label.name == shown[-1].label)
-        fixed = self.estimate(self.task.instruction + label.name + label.description) + PROMPT_TOKENS
-        room = self.max_model_len - self.max_tokens - fixed
-        costs = [self.estimate(one.text) + 4 for one in shown]
-        while len(shown) > 1 and sum(costs[-len(shown) :]) > room:
-            shown = shown[1:]
-        return shown
+    def __init__(self, seeds: Sequence[Seed], shared: _Round) -> None:
+        self._shared = shared
+        self._parents = [one for one in seeds if not one.holdout]
+        self._labels = {label.name: label for label in shared.task.labels}
+        peers: dict[str, dict[str, Seed]] = {name: {} for name in self._labels}
+        for one in self._parents:
+            peers[one.label][one.id] = one
+        self._peers = {name: list(found.values()) for name, found in peers.items()}
+        self._groups = draw_groups(shared.config.variants)
+        longest = max((shared.estimate(one.text) for one in self._parents), default=0)
+        room = min(max(MIN_TOKENS, 2 * longest), shared.max_model_len // 2)
+        self._max_tokens = shared.config.max_tokens or room
 
-    def _request(
-        self, key: tuple[object, ...], parent: Seed, shown: Sequence[Seed], first: int, n: int
-    ) -> PlannedRequest:
-        label = next(label for label in self.task.labels if label.name == parent.label)
-        texts = [one.text for one in shown]
-        separator = choose_separator(texts)
-        chat = self.style == "chat"
-        prompt = chat_prompt(self.task, label, texts) if chat else continuation_prompt(self.task, label, texts)
-        sampling = Sampling(
-            temperature=self.config.temperature,
-            top_p=self.config.top_p,
-            max_tokens=self.max_tokens,
-            seed=_hash(*key) >> 34,  # 30 bits: the engine adds the draw's number and wants a signed 32-bit integer
-            stop=() if chat else (separator,),
-        )
-        name = f"{parent.id}-a{self.augment_round}-d{first}"
+    def __len__(self) -> int:
+        return len(self._parents) * len(self._groups)
+
+    @overload
+    def __getitem__(self, index: int) -> PlannedRequest: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[PlannedRequest]: ...
+
+    def __getitem__(self, index: int | slice) -> PlannedRequest | list[PlannedRequest]:
+        if isinstance(index, slice):
+            return [self._request(i) for i in range(*index.indices(len(self)))]
+        return self._request(range(len(self))[index])
+
+    def _request(self, index: int) -> PlannedRequest:
+        shared, (parent_index, group) = self._shared, divmod(index, len(self._groups))
+        parent, (first, n) = self._parents[parent_index], self._groups[group]
+        key = (shared.seed, shared.number, parent.id, first)
+        shown = self._fitting([*self._context(key, parent), parent])
+        texts, label = [one.text for one in shown], self._labels[parent.label]
+        write = chat_prompt if shared.style == "chat" else continuation_prompt
+        prompt = write(shared.task, label, texts)
+        sampling = self._sampling(key)
+        name = f"{parent.id}-a{shared.number}-d{first}"
         return PlannedRequest(
-            request=GenerateRequest(name, prompt, n, sampling, self.adapter),
-            job=self.job,
+            request=GenerateRequest(name, prompt, n, sampling, shared.adapter),
+            job=shared.job,
             parent=parent.id,
             label=label.name,
             seed_ids=tuple(one.id for one in shown),
-            augment_round=self.augment_round,
+            augment_round=shared.number,
             first_draw=first,
-            style=self.style,
-            separator=separator,
+            style=shared.style,
+            line_break="" if shared.style == "chat" else choose_break_mark(texts),
             prompt_hash=prompt_hash(prompt),
             sampling=canonical_json(asdict(sampling)).decode(),
         )
 
+    def _sampling(self, key: tuple[object, ...]) -> Sampling:
+        config = self._shared.config
+        return Sampling(
+            temperature=config.temperature,
+            top_p=config.top_p,
+            max_tokens=self._max_tokens,
+            seed=_hash(*key) >> 34,  # 30 bits: the engine adds the draw's number and wants a signed 32-bit integer
+            stop=() if self._shared.style == "chat" else ("\n",),
+        )
 
-def draw_groups(variants: int) -> Iterator[tuple[int, int]]:
+    def _context(self, key: tuple[object, ...], parent: Seed) -> list[Seed]:
+        """Peers that hashing picks: the same on every machine and in every Python, however many there are."""
+        peers = self._peers[parent.label]
+        wanted = min(self._shared.config.context_seeds, len(peers)) - 1
+        picked = {parent.id: parent}
+        turn = 0
+        while len(picked) <= wanted:
+            one = peers[_hash(*key, turn) % len(peers)]
+            picked.setdefault(one.id, one)
+            turn += 1
+        return list(picked.values())[1:]
+
+    def _fitting(self, shown: list[Seed]) -> list[Seed]:
+        """Without the first seeds where they would not leave room; the parent stays."""
+        shared, label = self._shared, self._labels[shown[-1].label]
+        fixed = shared.estimate(shared.task.instruction + label.name + label.description) + PROMPT_TOKENS
+        room = shared.max_model_len - self._max_tokens - fixed
+        costs = [shared.estimate(one.text) + ITEM_TOKENS for one in shown]
+        while len(shown) > 1 and sum(costs[-len(shown) :]) > room:
+            shown = shown[1:]
+        return shown
+
+
+def draw_groups(variants: int) -> list[tuple[int, int]]:
     """(first draw, number of draws) of each prompt: as few prompts as six draws each allow, evenly filled."""
     groups = math.ceil(variants / GROUP)
-    for index in range(groups):
-        first = variants * index // groups
-        yield first, variants * (index + 1) // groups - first
-
-
-def choose_separator(texts: Sequence[str]) -> str:
-    """What ends an item: a line break, or a fence line that no text contains when some text has line breaks."""
-    if all(len(text.splitlines()) <= 1 for text in texts):
-        return "\n"
-    fences = (*FENCES, *("=" * n for n in range(6, max(map(len, texts)) + 7)))
-    return "\n" + next(fence for fence in fences if not any(fence in text for text in texts))
-
-
-def continuation_prompt(task: Task, label: Label, texts: Sequence[str]) -> str:
-    """A list under the label's name that stops where the next item begins. Markup only, no words of any language."""
-    separator = choose_separator(texts)
-    heading = f"{label.name} ({normalise_text(label.description)})" if label.description else label.name
-    head = f"{normalise_text(task.instruction)}\n\n{heading}:"
-    if separator == "\n":
-        return f"{head}\n" + "".join(f"- {text}\n" for text in texts) + "-"
-    fence = separator[1:]
-    return f"{head}\n\n{fence}\n" + "".join(f"{text}\n{fence}\n" for text in texts)
-
-
-def chat_prompt(task: Task, label: Label, texts: Sequence[str]) -> tuple[Message, ...]:
-    """Ask for one new text of the label. The examples set language, length and form."""
-    fence = choose_separator([*texts, "\n"])[1:]
-    examples = f"\n{fence}\n".join(texts)
-    meaning = f" ({normalise_text(label.description)})" if label.description else ""
-    request = (
-        f"Task of the data set: {normalise_text(task.instruction)}\n"
-        f"Label: {label.name}{meaning}\n\n"
-        f"Texts with this label, separated by {fence}\n\n{examples}\n\n"
-        "Write one new text that clearly has this label. Choose another subject and other words than the texts above; "
-        "keep their language, their length and their style. Answer with the text alone."
-    )
-    return (Message("system", CHAT_SYSTEM), Message("user", request))
-
-
-def prompt_hash(prompt: str | tuple[Message, ...]) -> str:
-    """16 hex digits of SHA-256 over the prompt."""
-    value = prompt if isinstance(prompt, str) else [[message.role, message.content] for message in prompt]
-    return sha256_bytes(canonical_json(value))[:16]
+    starts = [variants * index // groups for index in range(groups + 1)]
+    return [(first, end - first) for first, end in pairwise(starts)]
 
 
 def to_candidates(planned: PlannedRequest, generated: Generated, labels: Sequence[str] = ()) -> list[Candidate]:
@@ -249,7 +238,7 @@ def screen(
 def _candidate(planned: PlannedRequest, draw: int, completion: Completion, labels: Sequence[str]) -> Candidate:
     return Candidate(
         id=candidate_id(planned.job, planned.augment_round, planned.parent, draw),
-        text=clean_variant(completion.text, planned.style, labels=labels, separator=planned.separator),
+        text=clean_variant(completion.text, planned.style, labels=labels, line_break=planned.line_break),
         source="generated",
         intended=planned.label,
         parent=planned.parent,

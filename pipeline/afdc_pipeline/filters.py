@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Literal
 
 from afdc.task import Task, normalise_text
+from afdc_pipeline.prompts import restore_breaks
 from afdc_pipeline.rows import Seed
 
 Style = Literal["continuation", "chat"]
@@ -91,17 +92,17 @@ class TextLimits:
         )
 
 
-def clean_variant(raw: str, style: Style, *, labels: Sequence[str] = (), separator: str = "\n") -> str:
+def clean_variant(raw: str, style: Style, *, labels: Sequence[str] = (), line_break: str = "") -> str:
     """The first item of a completion without list marker, label prefix and surrounding quotes.
 
     Args:
         raw: what the model wrote.
         style: how it was asked; the first item of a chat answer ends where a second list item begins.
         labels: names that the model may have put before the text.
-        separator: what ends an item of a continuation.
+        line_break: what stands for a line break inside an item of a continuation.
     """
     text = normalise_text(raw)
-    text = text.split(separator)[0] if style == "continuation" else _first_item(text)
+    text = restore_breaks(text.split("\n")[0], line_break) if style == "continuation" else _first_item(text)
     prefix = _prefix_pattern(tuple(labels))
     for _ in range(3):  # a model may nest them: 1. "Label: text"
         before = text
@@ -172,7 +173,7 @@ def count_units(text: str) -> int:
 
 
 def is_repetitive(text: str) -> bool:
-    """One character 24 times, or a loop of up to 12 units: three times or more, over 8 units and a third of the text."""
+    """One character 24 times, or a loop of up to 12 units: three times, over 8 units and a third of the text."""
     units = UNIT.findall(text.casefold())
     needed = max(MIN_LOOP_UNITS, len(units) / 3)
     loops = (_longest_loop(units, period) >= max(needed, 3 * period) for period in range(1, MAX_PERIOD + 1))
