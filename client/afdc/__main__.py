@@ -1,0 +1,5 @@
+"""`python -m afdc` is `afdc`."""
+
+from afdc.cli import main
+
+main()

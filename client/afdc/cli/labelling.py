@@ -1,0 +1,116 @@
+"""`afdc score`, `afdc predict` and `afdc eval`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import tempfile
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from afdc.cli.output import data_console, load_server, message_console, print_json
+from afdc.cli.progress import LiveProgress
+from afdc.cli.summary import print_evaluation, print_prediction
+from afdc.errors import UsageError
+from afdc.inputs import read_task
+from afdc.result import EvalReport
+from afdc.settings import Layer, load_settings
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class LabellerFlags:
+    """Flags that say who labels."""
+
+    task: Path | None
+    adapter: Path | None
+    model: str | None
+    config: Path | None
+    assignments: tuple[str, ...]
+
+    def resolve(self, commands: Any) -> Any:
+        """The `Labeller` of the server package; from the settings only model and engine matter here.
+
+        Raises:
+            UsageError, InputError: a setting or the task file is wrong.
+        """
+        given = {"model": self.model} if self.model is not None else {}
+        settings = load_settings(Layer(given, lambda location: f"--{location[0]}"), self.assignments, self.config)
+        # An adapter names its own base model: only a flag may override it.
+        model = self.model if self.adapter else settings.config.model
+        return commands.Labeller(
+            task=read_task(self.task) if self.task else None,
+            model=model or "",
+            adapter=self.adapter,
+            engine=settings.config.engine,
+            logs=Path(tempfile.mkdtemp(prefix="afdc-")),
+        )
+
+
+def score_command(flags: LabellerFlags, source: Path, output: Path, *, as_json: bool) -> None:
+    """Body of `afdc score`."""
+    commands = load_server("afdc_server.commands")
+    labeller = flags.resolve(commands)
+    with LiveProgress(message_console()) as progress:
+        summary = _run(commands.score(labeller, source, output, progress))
+    if as_json:
+        print_json({"texts": summary.texts, "errors": summary.errors, "output": str(summary.output)})
+    else:
+        failed = f", {summary.errors} of them with an error" if summary.errors else ""
+        message_console().print(f"{summary.texts:,} texts scored{failed}: {output}", soft_wrap=True)
+
+
+def predict_command(flags: LabellerFlags, texts: Sequence[str], *, as_json: bool) -> None:
+    """Body of `afdc predict`: bars on a terminal, tab-separated label, confidence and text in a pipe, or JSON lines."""
+    commands = load_server("afdc_server.commands")
+    labeller = flags.resolve(commands)
+    given = _read_texts(texts)
+    with LiveProgress(message_console()) as progress:
+        records = _run(commands.predict(labeller, given, progress))
+    console = data_console()
+    for record in records:
+        if as_json:
+            sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
+        elif console.is_terminal:
+            print_prediction(console, record)
+        else:
+            sys.stdout.write(_plain_line(record))
+
+
+def eval_command(flags: LabellerFlags, source: Path, *, as_json: bool) -> None:
+    """Body of `afdc eval`."""
+    commands = load_server("afdc_server.commands")
+    labeller = flags.resolve(commands)
+    with LiveProgress(message_console()) as progress:
+        report: EvalReport = _run(commands.evaluate(labeller, source, progress))
+    if as_json:
+        print_json(report.model_dump(mode="json"))
+    else:
+        print_evaluation(data_console(), report)
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(work)
+
+
+def _read_texts(texts: Sequence[str]) -> list[str]:
+    lines = [line.rstrip("\n") for line in sys.stdin] if "-" in texts else []
+    given = [text for text in texts if text != "-"] + lines
+    kept = [text for text in given if text.strip()]
+    if not kept:
+        raise UsageError("no text to label", remedy='For example: afdc predict --adapter DIR "a text"')
+    return kept
+
+
+def _plain_line(record: dict[str, Any]) -> str:
+    if "error" in record:
+        return f"\t\t{_one_line(record['text'])}\t{_one_line(record['error'])}\n"
+    return f"{_one_line(record['label'])}\t{record['confidence']:.4f}\t{_one_line(record['text'])}\n"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
