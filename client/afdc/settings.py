@@ -1,8 +1,9 @@
 """Where a run's settings come from: flag > AFDC_* > ./afdc.toml (or --config) > user config > default.
 
 A settings file is TOML with a `[run]` table, or YAML with a `run:` mapping. It holds the options of RunConfig
-(`[run.select] threshold = 0.8`) and the paths of the run (`seeds`, `task`, `out`, `eval`, `unlabeled`), which are relative
-to the file. In the environment an option is AFDC_SECTION__KEY (AFDC_SELECT__THRESHOLD=0.8), or AFDC_KEY at the top level.
+(`[run.select] threshold = 0.8`) and the paths of the run (`seeds`, `task`, `out`, `eval`, `unlabeled`), which are
+relative to the file. In the environment an option is AFDC_SECTION__KEY (AFDC_SELECT__THRESHOLD=0.8), or AFDC_KEY at the
+top level.
 """
 
 from __future__ import annotations

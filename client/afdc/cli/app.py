@@ -116,7 +116,7 @@ def score(
     set_: Assignments = None,
     json_: Json = False,
 ) -> None:
-    """Write the log-probability of every label for every text of a file."""
+    """Write the log-probabilities of all labels for the texts of a file."""
     from afdc.cli.labelling import LabellerFlags, score_command
 
     score_command(LabellerFlags(task, adapter, model, config, tuple(set_ or ())), source, output, as_json=json_)

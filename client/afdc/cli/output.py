@@ -46,6 +46,8 @@ def load_server(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as exc:
+        if str(exc.name).startswith("afdc"):
+            raise  # a part of this very wheel: no extra would bring it
         raise UsageError(
             f"this command needs the Python package {exc.name!r}, which is not installed",
             remedy='Install it with: pip install "afdc[cpu]", or "afdc[gpu]" for an NVIDIA GPU',

@@ -146,4 +146,8 @@ class LiveProgress:
             return
         mark, style = ("✗", "red") if failed else ("✓", "green")
         line = Text.assemble((f"{mark} ", style), f"{stage.title:<44} ", (f"{duration(stage.seconds):>10}  ", "bold"))
-        self.console.print(line.append(stage.details(), style="dim"), soft_wrap=not self.live)
+        line.append(stage.details(), style="dim")
+        if self.live:
+            self.console.print(line, no_wrap=True, overflow="ellipsis")
+        else:
+            self.console.print(line, soft_wrap=True)

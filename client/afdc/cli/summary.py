@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from afdc.cli.output import duration, visible
 from afdc.layout import RunLayout
-from afdc.result import EvalReport, EvalSummary, RoundResult, RunResult
+from afdc.result import EvalReport, EvalSummary, Evaluation, RoundResult, RunResult
 
 BAR_WIDTH = 30
 TOP_REASONS = 5
@@ -82,8 +83,8 @@ def round_table(rounds: list[RoundResult]) -> Table:
         ("flips", [_share(one.flip_rate) for one in rounds]),
         ("agreement", [_share(one.agreement) for one in rounds]),
         ("confidence", [_share(one.mean_confidence) for one in rounds]),
-        ("held-out", [_share(one.holdout and one.holdout.accuracy) for one in rounds]),
-        ("eval", [_share(one.eval and one.eval.accuracy) for one in rounds]),
+        ("held-out", [_accuracy(one.holdout) for one in rounds]),
+        ("eval", [_accuracy(one.eval) for one in rounds]),
         ("time", [duration(sum(one.seconds.values())) for one in rounds]),
         ("note", [visible(one.note) for one in rounds]),
     ]
@@ -98,6 +99,10 @@ def round_table(rounds: list[RoundResult]) -> Table:
 
 def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.1%}"
+
+
+def _accuracy(evaluation: Evaluation | None) -> str:
+    return "" if evaluation is None else f"{evaluation.accuracy:.1%}"
 
 
 def _print_places(console: Console, result: RunResult, layout: RunLayout) -> None:
@@ -142,14 +147,15 @@ def print_prediction(console: Console, record: Mapping[str, Any]) -> None:
     if "error" in record:
         console.print(Text(f"  cannot be scored: {visible(record['error'], 300)}", style="red"))
         return
-    ordered = sorted(record["probs"].items(), key=lambda item: -item[1])
-    width = min(max(len(name) for name, _ in ordered), 40)
-    for place, (name, share) in enumerate(ordered[:TOP_LABELS]):
+    ordered = sorted(record["probs"].items(), key=lambda item: -item[1])[:TOP_LABELS]
+    widest = max(cell_len(visible(name, 40)) for name, _ in ordered)
+    names = [set_cell_size(visible(name, 40), min(40, widest)) for name, _ in ordered]
+    for place, (_, share) in enumerate(ordered):
         style = "bold green" if place == 0 else ""
-        label = f"  {visible(name, 40):<{width}} "
-        console.print(Text.assemble((label, style), (f"{share:7.1%} ", style), (bar(share), "cyan")))
-    if len(ordered) > TOP_LABELS:
-        console.print(Text(f"  and {len(ordered) - TOP_LABELS} more labels", style="dim"))
+        console.print(Text.assemble((f"  {names[place]} {share:7.1%} ", style), (bar(share), "cyan")))
+    more = len(record["probs"]) - len(ordered)
+    if more:
+        console.print(Text(f"  and {more} more labels", style="dim"))
 
 
 def print_evaluation(console: Console, report: EvalReport) -> None:
