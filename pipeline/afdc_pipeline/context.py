@@ -28,7 +28,8 @@ from afdc_pipeline.seams import (
 class JobInputs:
     """What the user gave, validated.
 
-    `unlabeled` is called to stream the real texts, so that a file of any size stays on disk; None without one. `unlabeled_digest` is the hash of that file.
+    `unlabeled` is called to stream the real texts, so that a file of any size stays on disk; None without
+    one. `unlabeled_digest` is the hash of that file.
     """
 
     job: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from afdc.task import text_id
@@ -51,7 +51,7 @@ class Candidate:
 
     def to_row(self) -> dict[str, Any]:
         """Flat form for a RowStore."""
-        row = asdict(self)
+        row = {name: getattr(self, name) for name in self.__slots__}
         row["seed_ids"] = list(self.seed_ids)
         return row
 

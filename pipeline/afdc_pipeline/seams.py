@@ -67,7 +67,7 @@ class Scores:
     """Label scores of a batch of texts.
 
     Attributes:
-        logprobs: float64 [n_texts, n_labels], log P(label's token sequence | text) over the full vocabulary, natural log.
+        logprobs: float64 [n_texts, n_labels], log P(label's token sequence | text) over the full vocabulary, nats.
             A rejected text has a row of NaN.
         errors: index of a rejected text -> reason.
     """
@@ -111,7 +111,7 @@ class Engine(Protocol):
     async def close(self) -> None: ...
 
     def generate(self, requests: Sequence[GenerateRequest]) -> AsyncIterator[Generated]:
-        """Answers as they finish, in any order; one per request. A poisoned request yields an error, not an exception."""
+        """Answers as they finish, in any order, one a request. A poisoned request yields an error, no exception."""
         ...
 
     async def score(self, texts: Sequence[str], task: Task, adapter: str | None = None) -> Scores: ...

@@ -51,7 +51,7 @@ class ParquetStore:
             raise StorageError(
                 f"{path} is damaged: its content does not match its name", remedy="Restore it from a copy"
             )
-        rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(data)).to_pylist()
+        rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(data), use_threads=False).to_pylist()
         return rows
 
     def _path(self, ref: str) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from afdc.config import PromptStyle
 from afdc.task import normalise_text, text_id
@@ -22,12 +22,14 @@ from afdc_pipeline.seams import DuplicateIndex, Generated, StageKey
 from afdc_pipeline.stages.runner import StageRun, chunks_digest, run_stage
 
 Row = dict[str, Any]
+Chunk = tuple[int, list[PlannedRequest]]
+T = TypeVar("T")
 
 CHAT_PARAMETERS = 1_000_000_000
 MIN_CHUNK = 16
 MAX_CHUNK = 512
 CHUNKS_A_STAGE = 200
-WINDOW_CHUNKS = 64
+WINDOW_REQUESTS = 2048  # handed to the engine at once; the engine bounds how many of them run
 UNLABELED_CHUNK = 512
 EVAL_PREFIX = "eval:"
 
@@ -81,18 +83,19 @@ async def _generate(ctx: JobContext, number: int) -> None:
     per_chunk = chunk_size(len(plan))
 
     async def body(run: StageRun) -> dict[str, Any]:
-        waiting = [i for i in range(-(-len(plan) // per_chunk)) if i not in run.done]
-        for window in _windows(waiting, WINDOW_CHUNKS):
-            await _generate_window(ctx, run, plan, window, per_chunk)
+        chunks = enumerate(batched(plan, per_chunk))
+        waiting = ((index, part) for index, part in chunks if index not in run.done)
+        for window in batched(waiting, max(WINDOW_REQUESTS // per_chunk, 2)):
+            await _generate_window(ctx, run, window)
         return {"requests": len(plan)}
 
-    inputs = {"plan": [len(plan), plan[0].request.id if plan else "", plan[-1].request.id if plan else ""]}
-    total = sum(planned.request.n for planned in plan)
+    inputs = {"requests": len(plan), "seeds": [seed.id for seed in ctx.inputs.training_seeds]}
+    total = len(ctx.inputs.training_seeds) * ctx.config.augment.variants
     await run_stage(ctx, StageKey(number, "generate"), inputs, body, title="generate variants", total=total)
 
 
 def _plan(ctx: JobContext, number: int) -> Sequence[PlannedRequest]:
-    requests = plan_requests(
+    return plan_requests(
         ctx.inputs.training_seeds,
         ctx.task,
         ctx.config.augment,
@@ -102,7 +105,13 @@ def _plan(ctx: JobContext, number: int) -> Sequence[PlannedRequest]:
         style=pick_style(ctx.config.augment.prompt_style, chat=ctx.info.chat, parameters=ctx.info.parameters),
         max_model_len=ctx.info.max_model_len,
     )
-    return list(requests)
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items, the last one shorter (itertools.batched is new in Python 3.12)."""
+    source = iter(items)
+    while batch := list(islice(source, size)):
+        yield batch
 
 
 def pick_style(wanted: PromptStyle, *, chat: bool, parameters: int) -> Style:
@@ -117,31 +126,18 @@ def chunk_size(requests: int) -> int:
     return min(max(requests // CHUNKS_A_STAGE, MIN_CHUNK), MAX_CHUNK)
 
 
-async def _generate_window(
-    ctx: JobContext, run: StageRun, plan: Sequence[PlannedRequest], window: Sequence[int], per_chunk: int
-) -> None:
+async def _generate_window(ctx: JobContext, run: StageRun, window: Sequence[Chunk]) -> None:
     """Keep the engine full over several chunks; commit each as soon as its last request has answered."""
     limits = TextLimits.from_seeds(ctx.inputs.seeds, ctx.task)
-    owner = {planned.request.id: chunk for chunk in window for planned in _part(plan, chunk, per_chunk)}
-    answers: dict[int, dict[str, Generated]] = {chunk: {} for chunk in window}
-    requests = [planned.request for chunk in window for planned in _part(plan, chunk, per_chunk)]
-    async for generated in ctx.engine.generate(requests):
-        chunk = owner[generated.id]
-        answers[chunk][generated.id] = generated
-        part = _part(plan, chunk, per_chunk)
-        if len(answers[chunk]) == len(part):
-            got = answers.pop(chunk)
-            rows = [row for planned in part for row in _raw_rows(ctx, limits, planned, got[planned.request.id])]
-            run.put(chunk, rows)
-
-
-def _part(plan: Sequence[PlannedRequest], chunk: int, per_chunk: int) -> Sequence[PlannedRequest]:
-    return plan[chunk * per_chunk : (chunk + 1) * per_chunk]
-
-
-def _windows(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+    parts = dict(window)
+    owner = {planned.request.id: index for index, part in window for planned in part}
+    answers: dict[int, dict[str, Generated]] = {index: {} for index in parts}
+    async for generated in ctx.engine.generate([planned.request for _, part in window for planned in part]):
+        index = owner[generated.id]
+        answers[index][generated.id] = generated
+        if len(answers[index]) == len(parts[index]):
+            got, part = answers.pop(index), parts.pop(index)
+            run.put(index, [row for one in part for row in _raw_rows(ctx, limits, one, got[one.request.id])])
 
 
 def _raw_rows(ctx: JobContext, limits: TextLimits, planned: PlannedRequest, generated: Generated) -> Iterator[Row]:
@@ -209,15 +205,13 @@ async def _take_unlabeled(ctx: JobContext, seen: SeenTexts) -> None:
 
     async def body(run: StageRun) -> dict[str, Any]:
         index = seen.open()
-        texts = iter(ctx.inputs.unlabeled() if ctx.inputs.unlabeled else ())
-        number = 0
-        while batch := list(islice(texts, UNLABELED_CHUNK)):
+        texts = ctx.inputs.unlabeled() if ctx.inputs.unlabeled else ()
+        for number, batch in enumerate(batched(texts, UNLABELED_CHUNK)):
             if number in run.done:
                 _index_accepted(index, ctx.store.get(run.done[number].ref))
             else:
                 _commit(run, number, [_deduplicate(index, _real_text(text), "") for text in batch])
-            number += 1
-        return {"texts": number}
+        return {}
 
     key = StageKey(0, "unlabeled")
     await run_stage(ctx, key, {"texts": ctx.inputs.unlabeled_digest}, body, title="take unlabelled texts")
