@@ -1,0 +1,30 @@
+"""The example seed sets are valid, balanced, and nothing of the gold set is among the seeds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from rapidfuzz import fuzz
+
+from afdc.inputs import check_seeds, read_examples, read_task
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+FOLDERS = sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir())
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_example_is_usable(name: str) -> None:
+    task = read_task(EXAMPLES / name / "task.json")
+    seeds = read_examples(EXAMPLES / name / "seeds.jsonl", task)
+    gold = read_examples(EXAMPLES / name / "eval.jsonl", task)
+    report = check_seeds(seeds, task)
+    assert set(report.counts.values()) == {8}
+    assert report.duplicates == 0
+    assert set(Counter(example.label for example in gold).values()) == {12}
+    assert max(fuzz.ratio(seed.text, one.text) for seed in seeds for one in gold) < 70
+
+
+def test_there_is_a_chinese_one() -> None:
+    assert {"support_tickets", "zh_reviews"} <= set(FOLDERS)
