@@ -61,7 +61,8 @@ class TextLimits:
         min_chars, max_chars, min_units, max_units: bounds on length; units are words and CJK characters.
         multiline: some seed has a line break.
         scripts: writing systems of the seeds' words; empty when they have no letters.
-        echoes: folded texts that would only repeat the prompt (instruction, label names, descriptions).
+        echoes: folded texts that would only repeat the prompt: label names and descriptions.
+        instruction: the folded instruction; a text that holds it is a copy. "" when it is too short to tell.
         allowed: reasons that do not apply because a seed would be rejected for them.
     """
 
@@ -72,22 +73,26 @@ class TextLimits:
     multiline: bool
     scripts: frozenset[str]
     echoes: frozenset[str]
+    instruction: str
     allowed: frozenset[str]
 
     @classmethod
     def from_seeds(cls, seeds: Sequence[Seed], task: Task) -> TextLimits:
-        """From half the shortest seed to two and a half times the longest, and some more for very short ones."""
+        """From a quarter of the shortest seed to 2.5 times the longest, and some more for very short ones."""
         texts = [seed.text for seed in seeds]
         chars, units = [len(text) for text in texts], [count_units(text) for text in texts]
-        prompt = [task.instruction, *task.names, *(label.description for label in task.labels)]
+        prompt = [*task.names, *(label.description for label in task.labels)]
+        instruction = _fold(task.instruction)
+        is_telling = len(instruction) >= MIN_ECHO_CHARS and not any(instruction in _fold(text) for text in texts)
         return cls(
-            min_chars=max(1, math.ceil(min(chars) / 2)),
+            min_chars=max(1, math.ceil(min(chars) / 4)),
             max_chars=math.ceil(2.5 * max(chars)) + 20,
-            min_units=math.ceil(min(units) / 2),
+            min_units=math.ceil(min(units) / 4),
             max_units=math.ceil(2.5 * max(units)) + 5,
             multiline=any(len(text.splitlines()) > 1 for text in texts),
             scripts=frozenset().union(*(scripts_of(text) for text in texts)),
             echoes=frozenset(filter(None, map(_fold, prompt))) - frozenset(map(_fold, texts)),
+            instruction=instruction if is_telling else "",
             allowed=frozenset(name for name, test in CONTENT_CHECKS.items() if any(map(test, texts))),
         )
 
@@ -142,7 +147,7 @@ def reject_reason(
 def _shape_reason(text: str, limits: TextLimits) -> str | None:
     if not limits.multiline and len(text.splitlines()) > 1:
         return "extra_lines"
-    if _is_echo(_fold(text), limits.echoes):
+    if _is_echo(_fold(text), limits):
         return "echo_prompt"
     units = count_units(text)
     if len(text) < limits.min_chars or units < limits.min_units:
@@ -211,8 +216,8 @@ def _is_foreign(text: str, scripts: frozenset[str]) -> bool:
     return bool(scripts) and foreign > FOREIGN_SHARE * found.total()
 
 
-def _is_echo(folded: str, echoes: frozenset[str]) -> bool:
-    return folded in echoes or any(len(echo) >= MIN_ECHO_CHARS and echo in folded for echo in echoes)
+def _is_echo(folded: str, limits: TextLimits) -> bool:
+    return folded in limits.echoes or bool(limits.instruction and limits.instruction in folded)
 
 
 def _fold(text: str) -> str:
