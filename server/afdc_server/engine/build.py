@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,9 @@ def make_engine(model: ModelRef, config: EngineConfig, logs: Path) -> Engine:
     info = _describe(model, settings, bool(tokenizer.chat_template))
 
     def create() -> Any:
-        from afdc_server.engine.vllm_backend import VllmBackend  # takes seconds to import, and only a start needs it
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # vLLM's dependencies warn about each other; users can do nothing about it
+            from afdc_server.engine.vllm_backend import VllmBackend  # takes seconds to import: only a start needs it
 
         return VllmBackend(model.path, settings, logs)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes.util
 import json
+import logging
 import multiprocessing
 import os
 import shlex
@@ -21,6 +22,7 @@ from pathlib import Path
 from afdc_server.engine.settings import EngineSettings
 
 LOG_FILE = "engine.log"
+LOG_FORMAT = "%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
 LOGGING_FILE = "engine_logging.json"
 MAX_BOUND_CORES = 16
 
@@ -45,6 +47,18 @@ def prepare_environment(settings: EngineSettings, logs: Path) -> None:
         del os.environ["VLLM_LOGGING_CONFIG_PATH"]  # an earlier engine of this process set it
     for name, value in values.items():
         os.environ.setdefault(name, value)
+    _log_to_file(logs)
+
+
+def _log_to_file(logs: Path) -> None:
+    """Send vLLM's records of this process to the log from the first import on; vLLM itself does so only later."""
+    logger, path = logging.getLogger("vllm"), logs / LOG_FILE
+    for handler in logger.handlers[:]:
+        logger.removeHandler(handler)
+    handler = logging.FileHandler(path, delay=True)
+    handler.setFormatter(logging.Formatter(LOG_FORMAT))
+    logger.addHandler(handler)
+    logger.propagate = False
 
 
 def _write_logging_config(logs: Path) -> Path:
@@ -53,7 +67,7 @@ def _write_logging_config(logs: Path) -> Path:
     config = {
         "version": 1,
         "disable_existing_loggers": False,
-        "formatters": {"plain": {"format": "%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"}},
+        "formatters": {"plain": {"format": LOG_FORMAT}},
         "handlers": {"file": handler},
         "loggers": {"vllm": {"handlers": ["file"], "level": "INFO", "propagate": False}},
     }

@@ -161,7 +161,7 @@ class Supervisor:
 
     async def _started(self) -> Backend:
         begun = time.monotonic()
-        backend = self._create()
+        backend = await asyncio.to_thread(self._create)  # the first one imports vLLM
         try:
             await backend.start()
         finally:

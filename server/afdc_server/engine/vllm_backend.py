@@ -15,8 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from vllm import SamplingParams, TokensPrompt
+from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.inputs import tokens_input
 from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
@@ -121,9 +122,7 @@ class VllmBackend:
         lora = _lora_request(adapter) if adapter is not None else None
         last: RequestOutput | None = None
         try:
-            stream = self._llm.generate(
-                TokensPrompt(prompt_token_ids=list(prompt)), params, f"q{next(self._ids)}", lora_request=lora
-            )
+            stream = self._llm.generate(tokens_input(list(prompt)), params, f"q{next(self._ids)}", lora_request=lora)
             async for output in stream:
                 last = output
         except Exception as exc:  # vLLM's errors have no common base that holds from 0.26 (ValueError) to 0.33
