@@ -29,12 +29,14 @@ def guard(call: Callable[[], None]) -> int:
     try:
         call()
     except SystemExit as exc:
+        if exc.code == INTERRUPTED:  # typer turns a Ctrl-C into this, without a word
+            _tell_interrupted()
         return exc.code if isinstance(exc.code, int) else 0 if exc.code is None else UNFORESEEN
     except AfdcError as exc:
         _tell(str(exc), exc)
         return exc.exit_code
     except KeyboardInterrupt:
-        print("\nafdc: interrupted; run the same command again to go on", file=sys.stderr)
+        _tell_interrupted()
         return INTERRUPTED
     except BrokenPipeError:
         _silence_stdout()
@@ -49,6 +51,10 @@ def _tell(message: str, exc: BaseException) -> None:
     if os.environ.get("AFDC_DEBUG"):
         traceback.print_exception(exc)
     print(f"afdc: {message}", file=sys.stderr)
+
+
+def _tell_interrupted() -> None:
+    print("\nafdc: interrupted; run the same command again to go on", file=sys.stderr)
 
 
 def _write_log() -> Path:
