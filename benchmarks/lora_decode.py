@@ -1,9 +1,11 @@
 """What LoRA costs vLLM's decode speed on the CPU, with this project's LoRA code and with vLLM's own.
 
-    python benchmarks/lora_decode.py [--sequences 128] [--tokens 48] [--repeats 2]
+    python benchmarks/lora_decode.py [--sequences 128] [--tokens 24] [--rounds 5]
 
-Three engines, each in its own process, take turns: without LoRA, with LoRA and our code, with LoRA and vLLM's code. The
-LoRA engines decode with and without an adapter. Speed is decode alone: time for N tokens less the time for one.
+Three engines, each in its own process: without LoRA, with LoRA and our code, with LoRA and vLLM's code. They are all up
+at once and decode in short turns, so that whatever else the machine does hits all alike. The LoRA engines decode with
+and without an adapter. Speed is decode alone: time for N tokens less the time for one. A ratio is the median of the
+ratios within a round.
 """
 
 from __future__ import annotations
@@ -16,6 +18,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +28,8 @@ from afdc_server.engine.environment import preloaded_libraries
 from afdc_server.models import resolve_model
 
 ENGINES = {"none": "no LoRA", "ours": "LoRA, our code", "stock": "LoRA, vLLM's code"}
-REFERENCE = ("none", "base")
 RANK = 16
+PROMPT = 8  # tokens: vLLM's own code takes minutes to read longer ones with an adapter
 
 
 def write_adapter(model: Path, target: Path) -> None:
@@ -51,8 +56,21 @@ def write_adapter(model: Path, target: Path) -> None:
     (target / "adapter_config.json").write_text(json.dumps(settings))
 
 
-def measure(engine: str, model: Path, adapter: Path, sequences: int, tokens: int) -> dict[str, list[float]]:
-    """Decode speed, tokens/s, of each kind of row in one engine. Runs in a process of its own."""
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: which engine decodes which kind of rows."""
+
+    engine: str
+    kind: str
+
+
+ROWS = [Row("none", "base"), *(Row(engine, kind) for engine in ("ours", "stock") for kind in ("base", "adapter"))]
+
+
+def serve(engine: str, model: Path, adapter: Path, sequences: int) -> None:
+    """Child process: for each line "KIND TOKENS" on stdin decode, and answer with the seconds on stdout."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what vLLM prints goes to the log
     from vllm import LLM
     from vllm.lora.request import LoRARequest
 
@@ -61,21 +79,17 @@ def measure(engine: str, model: Path, adapter: Path, sequences: int, tokens: int
         str(model), dtype="bfloat16", max_model_len=512, max_num_seqs=sequences, max_num_batched_tokens=4096,
         block_size=32, enable_prefix_caching=False, disable_log_stats=True, seed=0, **lora,
     )  # fmt: skip
-    rows = {"base": None} if engine == "none" else {"base": None, "adapter": LoRARequest("bench", 1, str(adapter))}
-    for request in rows.values():
-        decode_seconds(llm, sequences, 4, request)
-    speeds: dict[str, list[float]] = {kind: [] for kind in rows}
-    for _ in range(2):
-        for kind, request in rows.items():
-            seconds = decode_seconds(llm, sequences, tokens, request) - decode_seconds(llm, sequences, 1, request)
-            speeds[kind].append(sequences * (tokens - 1) / seconds)
-    return speeds
+    requests = {"base": None, "adapter": LoRARequest("bench", 1, str(adapter))}
+    print("ready", file=answers, flush=True)
+    for line in sys.stdin:
+        kind, tokens = line.split()
+        print(decode_seconds(llm, sequences, int(tokens), requests[kind]), file=answers, flush=True)
 
 
 def decode_seconds(llm: Any, sequences: int, tokens: int, request: Any) -> float:
     from vllm import SamplingParams
 
-    prompts = [{"prompt_token_ids": [1000 + (7 * row + column) % 20_000 for column in range(32)]}
+    prompts = [{"prompt_token_ids": [1000 + (7 * row + column) % 20_000 for column in range(PROMPT)]}
                for row in range(sequences)]  # fmt: skip
     sampling = SamplingParams(max_tokens=tokens, ignore_eos=True, temperature=1.0, top_p=0.95, detokenize=False)
     start = time.perf_counter()
@@ -83,67 +97,88 @@ def decode_seconds(llm: Any, sequences: int, tokens: int, request: Any) -> float
     return time.perf_counter() - start
 
 
-def run_engine(
-    engine: str, model: Path, adapter: Path, args: argparse.Namespace, folder: Path
-) -> dict[str, list[float]]:
-    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+@contextmanager
+def started(engine: str, model: Path, adapter: Path, sequences: int) -> Iterator[subprocess.Popen[str]]:
     environment = {
         **os.environ,
         "AFDC_CPU_LORA": "0" if engine == "stock" else "1",
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "2",
-        "VLLM_CPU_OMP_THREADS_BIND": cores,
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0)))),
         "LD_PRELOAD": ":".join(preloaded_libraries()),
     }
-    answer = folder / "answer.json"
-    size = ["--sequences", str(args.sequences), "--tokens", str(args.tokens)]
-    inner = ["--inner", engine, str(model), str(adapter), str(answer)]
-    with (folder / "engine.log").open("w") as log:
-        done = subprocess.run(
-            [sys.executable, __file__, *size, *inner], env=environment, stdout=log, stderr=log, check=False
+    command = [sys.executable, __file__, "--sequences", str(sequences), "--serve", engine, str(model), str(adapter)]
+    log = adapter.with_name(f"{engine}.log")
+    with log.open("w") as stream:
+        child = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stream, text=True
         )
-    if done.returncode:
-        raise SystemExit(f"{ENGINES[engine]} failed:\n" + (folder / "engine.log").read_text()[-4000:])
-    return dict(json.loads(answer.read_bytes()))
+        try:
+            if child.stdout is None or child.stdout.readline().strip() != "ready":
+                raise SystemExit(f"{ENGINES[engine]} did not start:\n{log.read_text()[-4000:]}")
+            yield child
+        finally:
+            if child.stdin is not None:
+                child.stdin.close()
+            child.wait()
 
 
-def report(speeds: dict[tuple[str, str], list[float]], args: argparse.Namespace) -> None:
-    reference = statistics.median(speeds[REFERENCE])
-    print(f"decode, {args.sequences} sequences, {args.tokens} tokens, rank {RANK}, median of {len(speeds[REFERENCE])}")
-    print(f"{'engine':<20} {'rows':<8} {'tokens/s':>9} {'ratio':>6}   lowest-highest")
-    for (engine, kind), values in speeds.items():
-        middle = statistics.median(values)
-        spread = f"{min(values):.0f}-{max(values):.0f}"
-        print(f"{ENGINES[engine]:<20} {kind:<8} {middle:>9.0f} {middle / reference:>6.2f}   {spread}")
+def ask(child: subprocess.Popen[str], kind: str, tokens: int) -> float:
+    assert child.stdin is not None
+    assert child.stdout is not None
+    print(kind, tokens, file=child.stdin, flush=True)
+    return float(child.stdout.readline())
+
+
+def one_round(children: dict[str, subprocess.Popen[str]], args: argparse.Namespace) -> dict[Row, float]:
+    """Decode speed of every row, tokens/s."""
+    speeds = {}
+    for row in ROWS:
+        if child := children.get(row.engine):
+            seconds = ask(child, row.kind, args.tokens) - ask(child, row.kind, 1)
+            speeds[row] = args.sequences * (args.tokens - 1) / seconds
+    return speeds
+
+
+def report(rounds: list[dict[Row, float]], args: argparse.Namespace) -> None:
+    reference = next(iter(rounds[0]))
+    print(f"decode, {args.sequences} sequences, {args.tokens} tokens, rank {RANK}, {len(rounds)} rounds")
+    print(f"{'engine':<20} {'rows':<8} {'tokens/s':>9} {'ratio':>6}   lowest-highest ratio")
+    for row in rounds[0]:
+        ratios = [speeds[row] / speeds[reference] for speeds in rounds]
+        speed = statistics.median(speeds[row] for speeds in rounds)
+        print(f"{ENGINES[row.engine]:<20} {row.kind:<8} {speed:>9.0f} {statistics.median(ratios):>6.2f}   "
+              f"{min(ratios):.2f}-{max(ratios):.2f}")  # fmt: skip
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sequences", type=int, default=128)
-    parser.add_argument("--tokens", type=int, default=48)
-    parser.add_argument("--repeats", type=int, default=2, help="starts of each engine")
-    parser.add_argument("--inner", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse()
-    if args.inner:
-        engine, model, adapter, answer = args.inner
-        speeds = measure(engine, Path(model), Path(adapter), args.sequences, args.tokens)
-        Path(answer).write_text(json.dumps(speeds))
+    if args.serve:
+        engine, model, adapter = args.serve
+        serve(engine, Path(model), Path(adapter), args.sequences)
         return
     model = resolve_model("", "cpu").path
-    found: dict[tuple[str, str], list[float]] = {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_adapter(model, folder / "adapter")
-        for _ in range(args.repeats):
-            for engine in ENGINES:
-                for kind, values in run_engine(engine, model, folder / "adapter", args, folder).items():
-                    found.setdefault((engine, kind), []).extend(values)
-    report(found, args)
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        adapter = Path(name) / "adapter"
+        write_adapter(model, adapter)
+        children = {
+            engine: stack.enter_context(started(engine, model, adapter, args.sequences)) for engine in args.engines
+        }
+        for row in ROWS:
+            if row.engine in children:
+                ask(children[row.engine], row.kind, 2)  # loads the adapter, warms up
+        report([one_round(children, args) for _ in range(args.rounds)], args)
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ prepare_model() {
   must "$VENV/bin/python" -c 'from afdc_server.packaged import packaged_model; print(packaged_model())'
 }
 
-want() { cat requirements/*.txt pyproject.toml scripts/setup.sh | sha256sum | cut -d' ' -f1 | sed "s/\$/ $1/"; }
+want() { echo "$1 $(cat requirements/*.txt pyproject.toml scripts/setup.sh | sha256sum)"; }
 
 done_before() { [ -f "$1" ] && [ "$(cat "$1")" = "$2" ]; }
 
