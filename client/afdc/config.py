@@ -22,13 +22,15 @@ Preset = Literal["default", "paper"]
 class EngineConfig(Model):
     """The vLLM engine. None or "auto" means: chosen for the device (docs/engine.md has the table)."""
 
-    device: Device = "auto"
-    dtype: DType = "auto"
-    max_model_len: int = Field(default=2048, ge=128)
-    max_num_seqs: int | None = Field(default=None, ge=1)
-    max_num_batched_tokens: int | None = Field(default=None, ge=128)
-    gpu_memory_utilization: float = Field(default=0.45, gt=0, le=0.98)
-    tensor_parallel_size: int = Field(default=1, ge=1)
+    device: Device = Field(default="auto", description="where the model runs; auto: a GPU where there is one")
+    dtype: DType = Field(default="auto", description="numbers of weights and activations")
+    max_model_len: int = Field(default=2048, ge=128, description="longest prompt plus answer, tokens")
+    max_num_seqs: int | None = Field(default=None, ge=1, description="sequences in one engine step")
+    max_num_batched_tokens: int | None = Field(default=None, ge=128, description="tokens in one engine step")
+    gpu_memory_utilization: float = Field(
+        default=0.45, gt=0, le=0.98, description="CUDA only: share of the GPU's memory that the engine takes"
+    )
+    tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs that share one copy of the model")
     kv_cache_gib: float = Field(default=2.0, gt=0, description="CPU only: size of the KV cache, GiB")
     block_size: int | None = Field(default=None, ge=8, description="tokens a KV block; CPU default 32")
     max_loras: int = Field(
@@ -54,9 +56,11 @@ class AugmentConfig(Model):
     rounds: int = Field(default=1, ge=0, description="R: passes over the seeds")
     variants: int = Field(default=18, ge=1, description="K: variants a seed and round")
     context_seeds: int = Field(default=5, ge=1, description="same-label seeds shown in a prompt, the parent last")
-    prompt_style: PromptStyle = "auto"
-    temperature: float = Field(default=1.0, gt=0)
-    top_p: float = Field(default=0.95, gt=0, le=1)
+    prompt_style: PromptStyle = Field(
+        default="auto", description="list of examples to continue, or chat instruction; auto: by the model's size"
+    )
+    temperature: float = Field(default=1.0, gt=0, description="sampling temperature")
+    top_p: float = Field(default=0.95, gt=0, le=1, description="nucleus sampling: probability mass that is kept")
     max_tokens: int | None = Field(default=None, ge=4, description="None: twice the longest seed, at least 24")
     near_duplicate: float = Field(
         default=0.85, gt=0, le=1, description="character-shingle Jaccard at which two texts count as one"
@@ -69,7 +73,7 @@ class AugmentConfig(Model):
 class SelectConfig(Model):
     """Which scored candidates become training rows (D2)."""
 
-    strategy: Strategy = "confidence"
+    strategy: Strategy = Field(default="confidence", description="which rows are the most valuable")
     threshold: float = Field(default=0.0, ge=0, le=1, description="tau: keep rows with confidence > tau")
     agreement: bool = Field(
         default=True, description="keep a generated row only where the scored label is the intended one"
@@ -90,20 +94,20 @@ class SelectConfig(Model):
 class TrainConfig(Model):
     """One LoRA round."""
 
-    rank: Literal[1, 8, 16, 32, 64, 128] = 16
-    alpha: int = Field(default=32, ge=1)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    rslora: bool = False
-    learning_rate: float = Field(default=1e-3, gt=0)
+    rank: Literal[1, 8, 16, 32, 64, 128] = Field(default=16, description="LoRA rank r")
+    alpha: int = Field(default=32, ge=1, description="LoRA alpha: the update is scaled by alpha / r")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="LoRA dropout")
+    rslora: bool = Field(default=False, description="scale by alpha / sqrt(r) instead")
+    learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate")
     seed_epochs: int = Field(default=10, ge=1, description="epochs of round 0, over the seeds alone")
     epochs: int = Field(default=2, ge=1, description="epochs of a later round, over seeds and selected rows")
     seed_repeat: int = Field(default=3, ge=1, description="times each seed appears in an epoch of a later round")
     batch_size: int = Field(default=16, ge=1, description="rows an optimiser step")
     warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps with rising learning rate")
-    weight_decay: float = Field(default=0.0, ge=0)
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    dtype: DType = "auto"
-    device: Device = "auto"
+    weight_decay: float = Field(default=0.0, ge=0, description="AdamW weight decay")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="probability spread over all labels")
+    dtype: DType = Field(default="auto", description="numbers of the frozen base model")
+    device: Device = Field(default="auto", description="where the trainer runs")
     continue_adapter: bool = Field(default=False, description="start from the last round's adapter, not from the base")
     checkpoint_every: int = Field(default=25, ge=1, description="optimiser steps between resumable checkpoints")
 
@@ -136,9 +140,9 @@ class LoopConfig(Model):
 class RunConfig(Model):
     """A whole job. `seed` fixes every random choice that is ours to make."""
 
-    preset: Preset = "default"
-    model: str = ""
-    seed: int = Field(default=0, ge=0)
+    preset: Preset = Field(default="default", description="set of defaults, see above")
+    model: str = Field(default="", description="base model: a folder or a hub id; empty: the default of the device")
+    seed: int = Field(default=0, ge=0, description="fixes every random choice")
     engine: EngineConfig = EngineConfig()
     augment: AugmentConfig = AugmentConfig()
     select: SelectConfig = SelectConfig()
