@@ -168,7 +168,7 @@ def _failure(job: TrainJob, code: int, log: Path) -> TrainerError:
     tail = "\n".join(["", *lines]) if lines else ""
     if code == -signal.SIGKILL:
         remedy = (
-            f"The machine has probably run out of memory: lower train.batch_size or close programs. Log: {log}{tail}"
+            f"Memory has probably run out: lower train.batch_size or close programs. Log: {log}{tail}"
         )
         return TrainerError(f"training {job.name} was killed {TRIES} times", remedy=remedy)
     how = f"by signal {-code}" if code < 0 else f"with exit code {code} and without a result"

@@ -26,7 +26,7 @@ def make_deterministic() -> None:
     """The same job on the same machine gives the same bytes; operations without a fixed order warn."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set through __setattr__; no operation here reads unwritten memory
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads unwritten memory
 
 
 def fit(job: TrainJob) -> TrainResult:

@@ -1,0 +1,103 @@
+"""The pack gives the loss and the gradients of PEFT's own layers on a plain padded batch, in float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from afdc.config import TrainConfig
+from afdc.prompting import PromptCodec
+from afdc_trainer.data import Example, encode_row
+from afdc_trainer.lora import LoraWeights
+from afdc_trainer.model import load_model, pack_loss
+from afdc_trainer.pack import build_pack, split_examples
+from tests.trainer.conftest import ROWS, codec_of
+
+pytestmark = pytest.mark.trainer
+CPU = torch.device("cpu")
+
+
+def random_state(weights: LoraWeights) -> dict[str, Tensor]:
+    """Weights in which B is not zero, so that every gradient is at work."""
+    generator = torch.Generator().manual_seed(5)
+    return {name: torch.randn(t.shape, generator=generator) * 0.02 for name, t in weights.state().items()}
+
+
+def ours(model: Path, examples: list[Example], codec: PromptCodec, config: TrainConfig, budget: int) -> Any:
+    language_model = load_model(model, torch.float32, CPU)
+    weights = LoraWeights(language_model, config, CPU)
+    weights.load(random_state(weights))
+    loss = 0.0
+    for group in split_examples(len(codec.prefix_ids), examples, budget):
+        part = pack_loss(language_model, build_pack(codec.prefix_ids, group), config.label_smoothing)
+        part.backward()
+        loss += float(part.detach())
+    assert weights.flat.grad is not None
+    named = dict(zip(weights.state(), torch.split(weights.flat.grad, [t.numel() for t in weights.state().values()])))
+    return loss, named, random_state(weights), weights.targets
+
+
+def peft_reference(model: Path, state: dict[str, Tensor], targets: list[str], config: TrainConfig) -> Any:
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    settings = {"r": config.rank, "lora_alpha": config.alpha, "use_rslora": config.rslora, "target_modules": targets}
+    wrapped = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **settings))
+    set_peft_model_state_dict(wrapped, state)
+    return wrapped
+
+
+def plain_loss(wrapped: Any, codec: PromptCodec, examples: list[Example], side: str, smoothing: float) -> Tensor:
+    """One sequence an answer, padded, full logits: what the pack must equal."""
+    paths = [([*codec.prefix_ids, *e.prompt], b) for e in examples for b in e.branches]
+    width = max(len(prompt) + len(branch.ids) for prompt, branch in paths)
+    loss = torch.zeros(())
+    ids, mask = torch.zeros(len(paths), width, dtype=torch.long), torch.zeros(len(paths), width, dtype=torch.long)
+    starts = []
+    for row, (prompt, branch) in enumerate(paths):
+        length = len(prompt) + len(branch.ids)
+        start = width - length if side == "left" else 0
+        ids[row, start : start + length] = torch.tensor([*prompt, *branch.ids])
+        mask[row, start : start + length] = 1
+        starts.append(start + len(prompt))
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    logits = wrapped(input_ids=ids, attention_mask=mask, position_ids=positions).logits
+    for row, (_, branch) in enumerate(paths):
+        part = logits[row, starts[row] - 1 : starts[row] - 1 + len(branch.ids)]
+        target = torch.tensor(branch.ids)
+        entropy = torch.nn.functional.cross_entropy(part, target, reduction="sum", label_smoothing=smoothing)
+        loss = loss + branch.coef * entropy
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("fixture", "side", "config", "budget"),
+    [
+        ("tiny", "left", TrainConfig(rank=8), 4096),
+        ("tiny", "right", TrainConfig(rank=16, rslora=True, label_smoothing=0.1), 60),
+        ("tiny", "left", TrainConfig(rank=16, label_smoothing=0.2), 90),
+        ("packaged", "right", TrainConfig(rank=8), 4096),
+    ],
+)
+def test_loss_and_gradients_equal_peft_on_a_padded_batch(
+    request: pytest.FixtureRequest, fixture: str, side: str, config: TrainConfig, budget: int
+) -> None:
+    model: Path = request.getfixturevalue(fixture)
+    codec = codec_of(model)
+    examples = [encode_row(codec, row, 256) for row in ROWS]
+    loss, gradients, state, targets = ours(model, examples, codec, config, budget)
+    wrapped = peft_reference(model, state, targets, config)
+    expected = plain_loss(wrapped, codec, examples, side, config.label_smoothing)
+    expected.backward()
+    assert loss == pytest.approx(float(expected.detach()), abs=1e-5, rel=1e-5)
+    reference = {n.replace(".default", ""): p.grad for n, p in wrapped.named_parameters() if p.requires_grad}
+    assert reference.keys() == gradients.keys()
+    norm = torch.cat([g.flatten() for g in reference.values()]).norm()
+    for name, gradient in gradients.items():
+        assert (gradient.view_as(reference[name]) - reference[name]).norm() <= 1e-5 * norm, name
+    assert not any("lm_head" in name or "embed" in name for name in gradients)
