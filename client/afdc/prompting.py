@@ -17,7 +17,7 @@ from afdc.files import canonical_json, sha256_bytes
 from afdc.task import Task, normalise_text
 
 SENTINEL = "\u2402AFDC{}\u2403"
-LISTED_LABELS = 40
+LISTED_LABELS = 128
 
 
 class Tokenizer(Protocol):

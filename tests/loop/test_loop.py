@@ -154,3 +154,15 @@ def test_labels_are_those_of_the_task(tmp_path: Path) -> None:
     state = job.run()
     assert {row["label"] for row in job.rows(state)[0]} <= set(TASK.names)
     assert asyncio.run(job.engine.health()) is None
+
+
+@pytest.mark.parametrize("strategy", ["confidence", "least_confidence", "margin", "entropy", "committee", "diversity"])
+def test_every_strategy_runs_and_keeps_the_target(tmp_path: Path, strategy: str) -> None:
+    config = small_config(
+        augment={"variants": 6, "rounds": 1},
+        loop={"rounds": 1, "members": 2},
+        select={"strategy": strategy, "target_rows": 6},
+    )
+    state = make_job(tmp_path, config).run()
+    assert state.history[-1].selected == 6
+    assert "target_rows" in state.stop_reason or "rounds" in state.stop_reason

@@ -56,7 +56,7 @@ async def decide(
     async def body(run: StageRun) -> dict[str, Any]:
         view = LabelView(ctx, pool, scores)
         columns = view.columns()
-        chosen = select(columns, ctx.config.select, len(ctx.task.labels), view.features())
+        chosen = select(columns, ctx.config.select, len(ctx.task.labels), view.features)
         old = None if previous is None else _stored_labels(ctx, previous.key, pool.size)
         _write(run, view, columns, chosen)
         return _summary(ctx, columns, chosen, old)
@@ -95,12 +95,16 @@ class LabelView:
         parts = [self._chunk_columns(chunk) for chunk in self.pool.chunks()]
         return Columns.concat(parts or [Columns.from_probs(np.empty((0, len(self._labels))), [], [], [])])
 
-    def features(self) -> NDArray[np.float32] | None:
-        """Character n-gram features [n, d], only for the strategy that needs them."""
-        if self._ctx.config.select.strategy != "diversity":
-            return None
-        parts = [hashed_features([c.text for c in self.pool.read(chunk)]) for chunk in self.pool.chunks()]
-        return np.concatenate(parts) if parts else None
+    def features(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Character n-gram features [len(rows), d] of the texts at these positions of the pool, read when asked for."""
+        wanted = set(rows.tolist())
+        texts: dict[int, str] = {}
+        for chunk in self.pool.chunks():
+            here = wanted.intersection(range(chunk.start, chunk.start + chunk.size))
+            if here:
+                candidates = self.pool.read(chunk)
+                texts.update({row: candidates[row - chunk.start].text for row in here})
+        return hashed_features([texts[row] for row in rows.tolist()])
 
     def _chunk_columns(self, chunk: PoolChunk) -> Columns:
         candidates = self.pool.read(chunk)

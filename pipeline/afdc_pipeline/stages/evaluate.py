@@ -42,7 +42,9 @@ async def evaluate(
                 rows = score_rows(await ctx.engine.score(texts, ctx.task, scorer.adapter))
                 run.put(index, rows)
             parts.append(read_logprobs(rows, len(ctx.task.labels)))
-        return summarise(ctx, examples, np.concatenate(parts)).model_dump()
+        summary = summarise(ctx, examples, np.concatenate(parts))
+        ctx.progress.advance(0, accuracy=summary.accuracy)
+        return summary.model_dump()
 
     inputs = {"examples": [list(example) for example in examples], "scorer": scorer.served}
     title = f"{what}: {'base model' if scorer.adapter is None else scorer.name}"

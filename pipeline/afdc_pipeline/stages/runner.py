@@ -29,7 +29,8 @@ class StageRun:
         spent = self.ctx.meter.take()
         chunk = ChunkRecord(index, ref, len(rows), {**counters, **spent})
         self.ctx.ledger.commit_chunk(self.key, self.inputs, chunk)
-        self.ctx.progress.advance(len(rows), **counters)
+        tokens = spent["completion_tokens"] or spent["prompt_tokens"]
+        self.ctx.progress.advance(len(rows), **counters, tokens=tokens)
 
 
 async def run_stage(

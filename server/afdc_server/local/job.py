@@ -7,21 +7,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from afdc_pipeline.estimate import Plan
-
 from afdc.config import config_hash
 from afdc.errors import AfdcError, InterruptedRunError
 from afdc.files import write_json
 from afdc.layout import RunLayout
 from afdc.result import RunResult
 from afdc_pipeline.context import JobContext, Meter
+from afdc_pipeline.estimate import Plan
 from afdc_pipeline.loop import run_loop
 from afdc_pipeline.seams import Engine, Progress, Trainer
 from afdc_server.duplicates import SqliteDuplicateIndex
 from afdc_server.ledger import SqlLedger, open_sqlite
 from afdc_server.local.finish import finish, usage_so_far
 from afdc_server.local.folder import claim_folder, hold_folder, job_id, job_identity
-from afdc_server.local.plan import make_plan
+from afdc_server.local.plan import plan_request
 from afdc_server.local.request import CheckedRequest, RunRequest, check_request
 from afdc_server.models import ModelRef, detect_device, resolve_model
 from afdc_server.store import ParquetStore
@@ -45,7 +44,8 @@ def real_parts() -> Parts:
     def engine(model: ModelRef, request: RunRequest, layout: RunLayout) -> Engine:
         from afdc_server.engine.build import make_engine  # imports vLLM: only once every check has passed
 
-        return make_engine(model, request.config.engine, layout.logs)
+        settings = request.config.engine.model_copy(update={"max_lora_rank": request.config.train.rank})
+        return make_engine(model, settings, layout.logs)
 
     def trainer(layout: RunLayout, progress: Progress) -> Trainer:
         from afdc_server.trainer import SubprocessTrainer
@@ -59,7 +59,7 @@ def plan_local(request: RunRequest) -> Plan:
     """What a run would do and cost, from the files and settings alone. Nothing is started or written."""
     checked = check_request(request)
     device = detect_device(request.config.engine.device)
-    return make_plan(checked, request.config, device)
+    return plan_request(checked, request.config, device)
 
 
 def run_local(request: RunRequest, progress: Progress, parts: Parts | None = None) -> RunResult:

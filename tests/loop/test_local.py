@@ -1,0 +1,203 @@
+"""`run_local` over real files: what it writes, resumes and refuses. The engine and the trainer are the fakes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from afdc.config import RunConfig
+from afdc.errors import AfdcError, ConflictError, InputError, InterruptedRunError, StorageError, TrainerError
+from afdc.layout import RunLayout
+from afdc.training import TrainJob, TrainResult
+from afdc_pipeline.context import SilentProgress
+from afdc_pipeline.seams import EngineInfo, Progress
+from afdc_server.local import RunRequest, plan_local, run_local
+from afdc_server.local.job import Parts
+from afdc_server.models import ModelRef
+from tests.fakes.engine import FakeEngine
+from tests.fakes.job import TASK, make_seeds, small_config
+from tests.fakes.trainer import FakeTrainer
+
+Edit = Callable[[dict[str, Any]], None]
+
+
+class NamedEngine(FakeEngine):
+    """The fake engine, serving the model that it was made for."""
+
+    def __init__(self, model: ModelRef, **options: Any) -> None:
+        super().__init__(**options)
+        self.model = model
+
+    async def start(self) -> EngineInfo:
+        info = await super().start()
+        return EngineInfo(**{**_fields(info), "model_path": self.model.path, "model_revision": self.model.revision})
+
+
+def _fields(info: EngineInfo) -> dict[str, Any]:
+    return {name: getattr(info, name) for name in info.__slots__}
+
+
+class World:
+    """Fakes that remember what was made of them."""
+
+    def __init__(self, on_call: Callable[[str], None] | None = None) -> None:
+        self.engines: list[NamedEngine] = []
+        self.on_call = on_call
+        self.trainer: Any = FakeTrainer(on_call)
+
+    def parts(self) -> Parts:
+        return Parts(self._engine, self._trainer)
+
+    def _engine(self, model: ModelRef, request: RunRequest, layout: RunLayout) -> NamedEngine:
+        self.engines.append(NamedEngine(model, on_call=self.on_call))
+        return self.engines[-1]
+
+    def _trainer(self, layout: RunLayout, progress: Progress) -> Any:
+        return self.trainer
+
+
+def write_jsonl(path: Path, rows: list[dict[str, str]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def request_of(tmp_path: Path) -> Callable[..., RunRequest]:
+    """Makes a request on files in the test's folder."""
+
+    def make(config: RunConfig | None = None, **changes: Any) -> RunRequest:
+        seeds = write_jsonl(tmp_path / "seeds.jsonl", [{"text": s.text, "label": s.label} for s in make_seeds()])
+        task = tmp_path / "task.json"
+        task.write_text(TASK.model_dump_json())
+        fields = {"seeds": seeds, "task": task, "out": tmp_path / "out", "config": config or small_config()}
+        return RunRequest(**{**fields, **changes})
+
+    return make
+
+
+def run(request: RunRequest, world: World | None = None) -> Any:
+    return run_local(request, SilentProgress(), (world or World()).parts())
+
+
+def test_a_run_leaves_data_adapter_report_and_result(request_of: Callable[..., RunRequest]) -> None:
+    request = request_of()
+    result = run(request)
+    stored = json.loads((request.out / "result.json").read_text())
+    assert stored["status"] == result.status == "succeeded"
+    assert stored["dataset"]["rows"] == result.dataset.rows > len(make_seeds())
+    assert (request.out / "adapter" / "adapter_model.safetensors").is_file()
+    assert "<html" in (request.out / "report.html").read_text()
+    assert (request.out / "dataset" / "README.md").is_file()
+    assert [r["round"] for r in stored["rounds"]] == [0, 1, 2]
+
+
+def test_a_finished_run_is_shown_and_not_repeated(request_of: Callable[..., RunRequest]) -> None:
+    request, again = request_of(), World()
+    first = run(request)
+    assert run(request, again) == first
+    assert not again.engines
+
+
+def test_an_interrupted_run_goes_on_and_ends_the_same(request_of: Callable[..., RunRequest], tmp_path: Path) -> None:
+    def stop(call: str) -> None:
+        if call.startswith("fit:") and call.endswith("-r1"):
+            raise KeyboardInterrupt
+
+    request = request_of()
+    with pytest.raises(InterruptedRunError, match="same command"):
+        run(request, World(stop))
+    assert json.loads((request.out / "result.json").read_text())["status"] == "interrupted"
+    again = World()
+    result = run(request, again)
+    assert not [call for call in again.engines[0].calls if call.startswith("generate")]
+    undisturbed = run(request_of(out=tmp_path / "other"))
+    assert [r.per_label for r in result.rounds] == [r.per_label for r in undisturbed.rounds]
+
+
+def test_another_job_in_the_folder_is_refused_with_the_difference(request_of: Callable[..., RunRequest]) -> None:
+    run(request_of())
+    other = small_config(augment={"variants": 7, "rounds": 2, "context_seeds": 2})
+    with pytest.raises(ConflictError, match=r"config\.augment\.variants was 6, now 7"):
+        run(request_of(other))
+
+
+def test_a_folder_with_other_files_is_refused(request_of: Callable[..., RunRequest], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("precious")
+    with pytest.raises(ConflictError, match="not a run"):
+        run(request_of())
+    assert os.listdir(tmp_path / "out") == ["thesis.tex"]
+
+
+def test_seeds_inside_eval_are_an_error_with_the_line(request_of: Callable[..., RunRequest], tmp_path: Path) -> None:
+    seed = make_seeds()[0]
+    rows = [{"text": "something new", "label": "BETA"}, {"text": f"  {seed.text.upper()} ", "label": seed.label}]
+    gold = write_jsonl(tmp_path / "eval.jsonl", rows)
+    world = World()
+    with pytest.raises(InputError, match=r"eval\.jsonl:2: .*also a seed"):
+        run(request_of(eval=gold), world)
+    assert not world.engines
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failed_training_leaves_a_result_that_says_so(request_of: Callable[..., RunRequest]) -> None:
+    class Broken(FakeTrainer):
+        async def fit(self, job: TrainJob) -> TrainResult:
+            raise TrainerError("loss is not a number")
+
+    world = World()
+    world.trainer = Broken()
+    request = request_of()
+    with pytest.raises(TrainerError):
+        run(request, world)
+    stored = json.loads((request.out / "result.json").read_text())
+    assert stored["status"] == "failed"
+    assert "not a number" in stored["error"]
+
+
+def test_a_full_disk_ends_in_one_message_and_loses_nothing(
+    request_of: Callable[..., RunRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request, real, count = request_of(), os.replace, iter(range(10**6))
+
+    def full(*args: Any, **options: Any) -> None:
+        if next(count) == 5:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(StorageError, match="No space left"):
+            run(request)
+    assert run(request).status == "succeeded"
+
+
+def test_two_processes_cannot_work_on_one_folder(request_of: Callable[..., RunRequest]) -> None:
+    request = request_of()
+    seen: list[str] = []
+
+    def second(call: str) -> None:
+        if not seen:
+            seen.append(call)
+            with pytest.raises(ConflictError, match="another process"):
+                run(request)
+
+    run(request, World(second))
+    assert seen
+
+
+def test_the_plan_starts_nothing(request_of: Callable[..., RunRequest]) -> None:
+    request = request_of()
+    plan = plan_local(request)
+    assert plan.candidates == len(make_seeds()) * 6 * 2
+    assert not request.out.exists()
+
+
+def test_every_error_has_an_exit_code() -> None:
+    assert all(1 < kind.exit_code < 131 for kind in AfdcError.__subclasses__())
