@@ -13,7 +13,7 @@ from typing import Any
 from afdc.result import ReliabilityPoint
 
 CONFIDENCE_BINS = 20
-SAMPLES = 12
+SAMPLES = 24
 SAMPLES_PER_GROUP = 3
 
 

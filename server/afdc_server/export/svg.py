@@ -70,13 +70,19 @@ def lines(series: Sequence[Series], reference: float | None, reference_name: str
     rounds = max(len(one.values) for one in series)
     axes = Axes(rounds, low, 1.0)
     ticks = [(low + i * (1 - low) / 4, percent(low + i * (1 - low) / 4)) for i in range(5)]
-    parts = [axes.frame(ticks, [(i + 0.5, f"round {i}") for i in range(rounds)])]
+    parts = [axes.frame(ticks, _round_ticks(rounds))]
     if reference is not None:
         y = axes.y(reference)
         parts.append(f'<line class="reference" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
         parts.append(_text(LEFT + 4, y - 6, f"{reference_name} {percent(reference)}", "tick", "start"))
     parts += [_line(axes, one) for one in series]
     return _svg(WIDTH, HEIGHT, "".join(parts), "accuracy by round")
+
+
+def _round_ticks(rounds: int) -> list[tuple[float, str]]:
+    """Names below a plot by round, thinned out so that they never touch."""
+    every = -(-rounds // 16)
+    return [(i + 0.5, f"round {i}" if rounds <= 8 else str(i)) for i in range(0, rounds, every)]
 
 
 def _line(axes: Axes, one: Series) -> str:
@@ -102,7 +108,7 @@ def bars(values: Sequence[float | None], name: str) -> str:
         if v is not None
     )
     ticks = [(high * i / 4, f"{100 * high * i / 4:.0f} %") for i in range(5)]
-    return _svg(WIDTH, HEIGHT, axes.frame(ticks, [(i + 0.5, f"round {i}") for i in range(len(values))]) + body, name)
+    return _svg(WIDTH, HEIGHT, axes.frame(ticks, _round_ticks(len(values))) + body, name)
 
 
 def histogram(kept: Sequence[int], left: Sequence[int], threshold: float) -> str:
