@@ -19,7 +19,7 @@ from afdc.errors import AfdcError
 from afdc.settings import PROJECT_FILE, user_config_path
 from afdc.version import afdc_version
 
-NEEDED = ("numpy", "sqlalchemy", "pyarrow", "torch", "transformers", "peft", "scikit-learn", "datasketch")
+NEEDED = ("numpy", "sqlalchemy", "pyarrow", "torch", "transformers", "peft")
 MIN_FREE_GIB = 5.0
 INSTALL = 'pip install "afdc[cpu]", or "afdc[gpu]" for an NVIDIA GPU'
 
