@@ -76,6 +76,11 @@ class VllmBackend:
             del llm
         self._thread.shutdown(wait=False)
 
+    @property
+    def llm(self) -> Any:
+        """The AsyncLLM itself, for canary tests and benchmarks."""
+        return self._llm
+
     def steps(self) -> int:
         return self._steps
 
