@@ -41,7 +41,7 @@ def test_plain_lines() -> None:
         seam: Progress = progress
         seam.stage(StageKey(1, "score"), "score candidates", 100)
         clock.now = 4.0
-        seam.advance(50, kept=30, dropped=20)
+        seam.advance(50, kept=30, dropped=20)  # real work: time has passed
         clock.now = 20.0
         seam.advance(50, kept=40)
         seam.note("almost [bold]done[/]")

@@ -15,6 +15,7 @@ from afdc.cli.output import duration, visible
 
 ABSOLUTE = frozenset({"step", "steps", "accuracy", "loss"})  # latest value counts; all others add up
 PLAIN_EVERY_S = 15.0
+AT_ONCE_S = 0.1
 
 
 class StageName(Protocol):
@@ -40,8 +41,8 @@ class StageCounter:
         self.counts: dict[str, float] = {}
 
     def add(self, done: int, counts: dict[str, float]) -> None:
-        """The first call without counts is what an earlier process had done already."""
-        if not self.done and not self.counts and not counts and done:
+        """What is reported at the very start was done by an earlier process: it is no measure of speed."""
+        if not self.done and self.seconds < AT_ONCE_S:
             self.resumed = done
         self.done += done
         for name, value in counts.items():
