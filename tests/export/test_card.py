@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
 from afdc_server.export.card import CardFacts, escape_markdown
 from afdc_server.export.dataset import write_dataset
@@ -24,6 +28,17 @@ def test_markup_is_escaped(text: str) -> None:
     assert "://" not in escaped
     for mark in "[]()|`*":
         assert escaped.count(mark) == escaped.count("\\" + mark)
+
+
+@given(st.text() | st.text(alphabet="<>&[]()!*_`|~#$\\\\/:.-+= \nawht1"))
+def test_escaped_text_renders_as_itself(text: str) -> None:
+    """CommonMark with GitHub's tables and strike-through shows the text itself and makes no element of it."""
+    markdown = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    line = " ".join(text.split())
+    rendered = markdown.render(f"| a |\n|---|\n| x{escape_markdown(text)}x |")
+    cell = rendered.split("<td>")[1].split("</td>")[0]
+    assert "<" not in cell
+    assert html.unescape(cell).replace("\ufffd", "\0") == f"x{line}x".replace("\ufffd", "\0")
 
 
 def test_card_says_what_it_is(
