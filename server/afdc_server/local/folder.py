@@ -42,23 +42,32 @@ def job_id(identity: dict[str, Any]) -> str:
     return f"job-{sha256_bytes(canonical_json(identity))[:8]}"
 
 
-def claim_folder(layout: RunLayout, identity: dict[str, Any]) -> bool:
-    """Make the folder this job's own; True when the job was started here before.
+def claim_folder(layout: RunLayout, identity: dict[str, Any]) -> None:
+    """Make the folder this job's own, or see that it already is. Call it while `hold_folder` holds the folder.
 
     Raises:
-        ConflictError: it holds another job, or files that are not a run's.
+        ConflictError: it holds another job.
         StorageError: it cannot be written.
     """
     path = layout.state / IDENTITY_FILE
     if path.exists():
         _check_identity(layout.root, json.loads(path.read_bytes()), identity)
-        return True
+    else:
+        write_json(path, identity)
+
+
+def check_folder(layout: RunLayout) -> None:
+    """See that the folder is a run's, empty, or not there yet.
+
+    Raises:
+        ConflictError: it holds files that are not a run's.
+    """
+    if (layout.state / IDENTITY_FILE).exists():
+        return
     if layout.root.is_file() or (layout.root.is_dir() and _foreign_files(layout)):
         raise ConflictError(
             f"{layout.root} exists and is not a run of afdc", remedy="Give --out a new or an empty folder"
         )
-    write_json(path, identity)
-    return False
 
 
 def _foreign_files(layout: RunLayout) -> bool:

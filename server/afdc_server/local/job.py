@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from afdc_pipeline.seams import Engine, Progress, Trainer
 from afdc_server.duplicates import SqliteDuplicateIndex
 from afdc_server.ledger import SqlLedger, open_sqlite
 from afdc_server.local.finish import finish, usage_so_far
-from afdc_server.local.folder import claim_folder, hold_folder, job_id, job_identity
+from afdc_server.local.folder import check_folder, claim_folder, hold_folder, job_id, job_identity
 from afdc_server.local.plan import plan_request
 from afdc_server.local.request import CheckedRequest, RunRequest, check_request
 from afdc_server.models import ModelRef, detect_device, resolve_model
@@ -72,8 +74,9 @@ def run_local(request: RunRequest, progress: Progress, parts: Parts | None = Non
     model = resolve_model(request.config.model, detect_device(request.config.engine.device))
     identity = job_identity(checked, request.config, model)
     layout = RunLayout(request.out)
-    claim_folder(layout, identity)
+    check_folder(layout)
     with hold_folder(layout):
+        claim_folder(layout, identity)
         done = finished_result(layout)
         if done is not None:
             progress.note(f"{layout.root} is finished already; nothing to do")
@@ -88,6 +91,13 @@ def finished_result(layout: RunLayout) -> RunResult | None:
         return None
     result = RunResult.model_validate_json(layout.result.read_bytes())
     return result if result.status == "succeeded" else None
+
+
+def _cancel_on_sigterm() -> None:
+    """SIGTERM ends the run as Ctrl-C does: children closed, ledger whole, result.json says interrupted."""
+    task = asyncio.current_task()
+    if task is not None and threading.current_thread() is threading.main_thread():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
 
 @dataclass
@@ -105,6 +115,7 @@ class LocalJob:
     async def run(self) -> RunResult:
         """Start the engine, run the loop, write the results; always close what was started."""
         started = time.monotonic()
+        _cancel_on_sigterm()
         ledger = SqlLedger(open_sqlite(self.layout.ledger), self.job)
         before = float(ledger.get_value(WALL_SECONDS) or 0.0)
         engine = self.parts.engine(self.model, self.request, self.layout)

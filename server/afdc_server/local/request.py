@@ -69,7 +69,7 @@ def check_request(request: RunRequest) -> CheckedRequest:
     gold = read_examples(request.eval, task) if request.eval else []
     check_leaks(report.examples, gold, request.seeds)
     if request.unlabeled is not None:
-        next(iter_texts(request.unlabeled))
+        _check_texts(request.unlabeled)
     files = {"seeds": request.seeds, "eval": request.eval, "unlabeled": request.unlabeled}
     return CheckedRequest(
         task=task,
@@ -96,6 +96,11 @@ def check_leaks(seeds: Sequence[Example], gold: Sequence[ReadExample], path: Pat
                 line=example.line,
                 remedy="Take it out of one of the two files: accuracy on texts seen in training says nothing",
             )
+
+
+def _check_texts(path: Path) -> None:
+    for _ in iter_texts(path):
+        pass  # reading is the check: it raises at the first line that cannot be used
 
 
 def _key(text: str) -> str:
