@@ -16,6 +16,7 @@ import pytest
 from afdc import config as afdc_config
 from afdc.cli import app as cli_app
 from afdc.cli import main
+from afdc.cli.doctor import needed_packages
 from afdc.errors import AdapterError, InterruptedRunError
 from afdc.result import AdapterRef, EvalSummary, Evaluation, PathRows, RoundResult, RunResult
 
@@ -238,6 +239,11 @@ def test_doctor_reports_json(cli: Cli) -> None:
     names = [check["name"] for check in json.loads(out)]
     assert names == ["python", "packages", "device", "models", "disk", "settings"]
     assert code in {0, 6}
+
+
+def test_doctor_knows_what_a_run_needs() -> None:
+    assert {"numpy", "pyarrow", "torch", "peft", "sqlalchemy"} <= set(needed_packages())
+    assert not {"afdc", "typer", "vllm"} & set(needed_packages())
 
 
 def test_a_closed_pipe_is_no_error() -> None:

