@@ -2,10 +2,11 @@
 
     python -m benchmarks.score_parity --data DIR [--texts 200] [--adapter DIR] [--model NAME]
 
-DIR holds test.jsonl and task.json. Without --adapter, a LoRA adapter with random weights is made, large enough to change
-the answers. The reference runs in float32: each label's whole token sequence behind the prompt, whose keys and values are
-computed once a text; on the first texts it is checked against one full forward pass a label. Prints, in float32 and in
-bfloat16, the largest and mean difference of the log-probabilities and the share of texts with the same best label.
+DIR holds test.jsonl and task.json. Without --adapter, a LoRA adapter with random weights is made, large enough to
+change the answers. The reference runs in float32: each label's whole token sequence behind the prompt, whose keys and
+values are computed once a text; on the first texts it is checked against one full forward pass a label. Prints, in
+float32 and in bfloat16, the largest and mean difference of the log-probabilities and the share of texts with the same
+best label.
 """
 
 from __future__ import annotations

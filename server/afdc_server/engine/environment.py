@@ -105,10 +105,15 @@ def engine_launch(settings: EngineSettings, logs: Path) -> Iterator[None]:
 
 
 def _write_launcher(logs: Path) -> Path:
-    """`setpriv --pdeathsig` (util-linux) keeps an engine from outliving a parent that was killed."""
+    """A script that starts Python with its output in the log.
+
+    `setpriv --pdeathsig` (util-linux) keeps an engine from outliving a parent that was killed. A session of its own
+    keeps the terminal's Ctrl-C from the engine, which we end in order ourselves.
+    """
     guard = "setpriv --pdeathsig KILL -- " if shutil.which("setpriv") else ""
+    session = "setsid " if shutil.which("setsid") else ""
     log, python = shlex.quote(str(logs / LOG_FILE)), shlex.quote(sys.executable)
     path = logs / f"engine_launch_{os.getpid()}.sh"
-    path.write_text(f'#!/bin/sh\nexec {guard}{python} "$@" >>{log} 2>&1\n', encoding="utf-8")
+    path.write_text(f'#!/bin/sh\nexec {session}{guard}{python} "$@" >>{log} 2>&1\n', encoding="utf-8")
     path.chmod(0o700)
     return path

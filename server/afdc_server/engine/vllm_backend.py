@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import os
 import signal
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -45,17 +46,21 @@ class VllmBackend:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="afdc-engine")
 
     async def start(self) -> None:
-        loop = asyncio.get_running_loop()
+        creating = asyncio.get_running_loop().run_in_executor(self._thread, self._create)
         try:
-            self._llm = await loop.run_in_executor(self._thread, self._create)
+            self._llm = await asyncio.shield(creating)
+        except asyncio.CancelledError:
+            creating.add_done_callback(_shut_down)
+            raise
         except (RuntimeError, ValueError, OSError, TimeoutError) as exc:
             self._thread.shutdown(wait=False)
             raise EngineDiedError(f"vLLM did not start: {exc}", remedy=f"{self._logs / LOG_FILE} says why") from exc
         self._count_steps()
 
     def _create(self) -> Any:
-        arguments = AsyncEngineArgs(**engine_arguments(self._settings, str(self._model)))
-        with engine_launch(self._settings, self._logs):
+        with warnings.catch_warnings(), engine_launch(self._settings, self._logs):
+            warnings.simplefilter("ignore")  # vLLM's dependencies warn about each other; users can do nothing about it
+            arguments = AsyncEngineArgs(**engine_arguments(self._settings, str(self._model)))
             return AsyncLLM.from_engine_args(arguments)
 
     def _count_steps(self) -> None:
@@ -73,7 +78,7 @@ class VllmBackend:
         if self._llm is not None:
             llm, self._llm = self._llm, None
             await asyncio.get_running_loop().run_in_executor(None, llm.shutdown)
-            del llm
+            await asyncio.sleep(0.05)  # vLLM closes its sockets and ends its tasks in callbacks on this loop
         self._thread.shutdown(wait=False)
 
     @property
@@ -174,6 +179,12 @@ class VllmBackend:
                 "this vLLM cannot lend its KV cache", remedy="Use vLLM 0.32, or leave engine.sleep_mode off"
             )
         return True
+
+
+def _shut_down(creating: asyncio.Future[Any]) -> None:
+    """End an engine that came up after its start was cancelled."""
+    if not creating.cancelled() and creating.exception() is None:
+        creating.result().shutdown(timeout=1.0)
 
 
 def _lora_request(adapter: AdapterSlot) -> LoRARequest:
