@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from afdc.adapter import AdapterManifest
 from afdc.config import EngineConfig
 from afdc.errors import AdapterError, InputError, UsageError
 from afdc.task import Example, Task
@@ -17,6 +18,7 @@ from afdc_server import commands
 from afdc_server.commands import (
     Labeller,
     OpenLabeller,
+    base_model_name,
     build_report,
     evaluate_examples,
     find_adapter,
@@ -90,6 +92,21 @@ def test_locate_needs_a_task_or_an_adapter(tmp_path: Path) -> None:
     assert locate(Labeller(TASK, "m", None, EngineConfig())).model == "m"
     with pytest.raises(AdapterError, match="holds no adapter"):
         find_adapter(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked"),
+    [
+        (f"/root/.cache/huggingface/hub/models--Qwen--Qwen3-4B/snapshots/{'a1' * 20}", f"Qwen/Qwen3-4B@{'a1' * 20}"),
+        ("/home/x/.cache/afdc/models/SmolLM2-135M-Instruct", "SmolLM2-135M-Instruct"),
+        ("/models/mine", "/models/mine"),
+    ],
+)
+def test_the_base_model_is_found_again_by_its_name(stored: str, asked: str) -> None:
+    manifest = AdapterManifest(
+        name="a", job="j", round=1, base_model=stored, base_revision="r", rank=8, task=TASK, template_hash="h", files={}
+    )
+    assert base_model_name(manifest) == asked
 
 
 def test_the_output_folder_of_a_run_stands_for_its_adapter(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ batch are in memory. With an adapter, model and task default to those it was tra
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
@@ -25,8 +26,10 @@ from afdc.result import EvalReport, LabelScore, ReliabilityPoint
 from afdc.task import Example, Task
 from afdc_pipeline import metrics, scoring
 from afdc_pipeline.seams import Engine, FloatArray, Progress, StageKey
+from afdc_server.packaged import PACKAGED_NAME
 
 BATCH_TEXTS = 512
+HUB_FOLDER = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})")
 
 
 @dataclass(frozen=True)
@@ -204,8 +207,20 @@ def locate(who: Labeller) -> Labeller:
     task = who.task or (manifest.task if manifest else None)
     if task is None:
         raise UsageError("no task", remedy="Name it with --task T.json, or an adapter with --adapter DIR")
-    model = who.model or (manifest.base_model if manifest else "")
+    model = who.model or (base_model_name(manifest) if manifest else "")
     return Labeller(task, model, adapter, who.engine, who.logs)
+
+
+def base_model_name(manifest: AdapterManifest) -> str:
+    """What `resolve_model` has to be asked for to get the adapter's base model again.
+
+    The manifest names the folder that was trained on. A folder of the hub's cache stands for id and commit, and one of
+    AFDC's own cache for the packaged model: both can be had on a machine that does not have the folder.
+    """
+    found = HUB_FOLDER.search(manifest.base_model)
+    if found:
+        return f"{found['owner']}/{found['name']}@{found['commit']}"
+    return PACKAGED_NAME if Path(manifest.base_model).name == PACKAGED_NAME else manifest.base_model
 
 
 def find_adapter(folder: Path) -> Path:
