@@ -1,4 +1,4 @@
-"""A tiny Llama with the packaged model's tokenizer for the runs that are killed and repeated, and jobs for both models."""
+"""A tiny Llama with the packaged tokenizer for the runs that are killed and repeated, and jobs for both models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from afdc.training import TrainJob, TrainRow
 JobMaker = Callable[..., TrainJob]
 
 TASK = Task.model_validate(
-    {"instruction": "Say what the question asks for.", "labels": ["human", "a place on earth", "number", "number of things"]}
+    {
+        "instruction": "Say what the question asks for.",
+        "labels": ["human", "a place on earth", "number", "number of things"],
+    }
 )
 ROWS = [
     TrainRow(text="Who wrote Faust ?", targets={0: 1.0}, gold=True),
@@ -24,7 +27,7 @@ ROWS = [
     TrainRow(text="How old is the moon ?", targets={2: 0.7, 3: 0.29, 0: 0.01}, weight=0.5),
     TrainRow(text="Wie viele Brücken hat Hamburg ?", targets={3: 1.0}),
     TrainRow(text="Which river runs through <|im_end|> Cairo ?", targets={1: 0.6, 2: 0.4}),
-    TrainRow(text="谁发明了纸？", targets={0: 1.0}),
+    TrainRow(text="谁发明了纸", targets={0: 1.0}),
 ]
 
 

@@ -37,7 +37,8 @@ def ours(model: Path, examples: list[Example], codec: PromptCodec, config: Train
         part.backward()
         loss += float(part.detach())
     assert weights.flat.grad is not None
-    named = dict(zip(weights.state(), torch.split(weights.flat.grad, [t.numel() for t in weights.state().values()])))
+    sizes = [tensor.numel() for tensor in weights.state().values()]
+    named = dict(zip(weights.state(), torch.split(weights.flat.grad, sizes), strict=True))
     return loss, named, random_state(weights), weights.targets
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from afdc.config import TrainConfig
 from afdc.errors import ModelError, UsageError
 from afdc.prompting import Tokenizer
+from afdc_trainer.attention import ATTENTION, Tree, tree_attention
 from afdc_trainer.pack import Pack
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -59,13 +60,14 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> Any:
     Raises:
         ModelError: the folder holds no model that can be read, or one whose layers do not attend by a mask.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AttentionInterface, AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    AttentionInterface.register(ATTENTION, tree_attention)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, attn_implementation="sdpa", local_files_only=True
+            path, dtype=dtype, attn_implementation=ATTENTION, local_files_only=True
         )
     except (OSError, ValueError) as exc:
         raise ModelError(f"the model {path} cannot be loaded: {exc}") from exc
@@ -90,14 +92,16 @@ def _slides(config: Any) -> bool:
 def predictions(model: Any, pack: Pack) -> Tensor:
     """Float32 log-probabilities [M, vocabulary] at the pack's kept positions, under the model and its LoRA."""
     device = model.device
-    mask = torch.zeros(pack.mask.shape, dtype=model.dtype)
-    mask.masked_fill_(torch.from_numpy(~pack.mask), torch.finfo(model.dtype).min)
+    tree = Tree.of(pack, device, model.dtype)
     output = model(
         input_ids=torch.from_numpy(pack.ids).to(device)[None],
         position_ids=torch.from_numpy(pack.positions).to(device)[None],
-        attention_mask=mask.to(device)[None, None],
+        attention_mask=torch.zeros(
+            (1, 1, 1, 1), dtype=model.dtype, device=device
+        ),  # 4D: "ready made", so none is built
         logits_to_keep=torch.from_numpy(pack.keep).to(device),
         use_cache=False,
+        tree=tree,
     )
     return torch.log_softmax(output.logits[0].float(), dim=-1)
 

@@ -9,7 +9,7 @@ prefix grouping (arXiv 2506.05433), the mask tree attention (arXiv 2305.09781).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +21,14 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """N tokens in one sequence, M positions whose logits are needed, K predictions made there.
+    """N tokens in one sequence (P of the prefix, then B examples), M positions with logits, K predictions made there.
 
     Attributes:
         ids, positions: int64 [N].
-        mask: bool [N, N]; True where the row's token sees the column's.
+        prefix: P, the tokens that every token behind them sees.
+        rows: int64 [B, L], the tokens of each example, padded with the index of some other token.
+        own: bool [B, L, L]; True where a token of an example sees another of the same example.
+        place: int64 [N - P], where each token behind the prefix stands in `rows`, flattened.
         keep: int64 [M], increasing positions to read logits at.
         at: int64 [K], index into `keep`.
         targets: int64 [K], ids to predict.
@@ -35,7 +38,10 @@ class Pack:
 
     ids: Ints
     positions: Ints
-    mask: NDArray[np.bool_]
+    prefix: int
+    rows: Ints
+    own: NDArray[np.bool_]
+    place: Ints
     keep: Ints
     at: Ints
     targets: Ints
@@ -43,66 +49,63 @@ class Pack:
     branch: Ints
 
 
-@dataclass
-class _Builder:
-    """Segments laid one behind the other; each sees a list of earlier segments, whole."""
-
-    ids: list[int] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
-    segments: list[tuple[slice, tuple[slice, ...]]] = field(default_factory=list)
-    sources: list[int] = field(default_factory=list)
-    targets: list[int] = field(default_factory=list)
-    coefs: list[float] = field(default_factory=list)
-    branches: list[int] = field(default_factory=list)
-
-    def segment(self, ids: Sequence[int], sees: tuple[slice, ...]) -> slice:
-        start = len(self.ids)
-        depth = sum(part.stop - part.start for part in sees)
-        self.ids += ids
-        self.positions += range(depth, depth + len(ids))
-        own = slice(start, start + len(ids))
-        self.segments.append((own, sees))
-        return own
-
-    def predict(self, sources: Sequence[int], ids: Sequence[int], coef: float, branch: int) -> None:
-        self.sources += sources
-        self.targets += ids
-        self.coefs += [coef] * len(ids)
-        self.branches += [branch] * len(ids)
-
-    def mask(self) -> NDArray[np.bool_]:
-        mask = np.zeros((len(self.ids), len(self.ids)), dtype=np.bool_)
-        for own, sees in self.segments:
-            for part in sees:
-                mask[own, part] = True
-            length = own.stop - own.start
-            mask[own, own] = np.tri(length, dtype=np.bool_)
-        return mask
-
-
 def build_pack(prefix: Sequence[int], examples: Sequence[Example]) -> Pack:
     """Lay `examples` behind one copy of `prefix`. Their prompts must not be empty."""
-    build = _Builder()
-    shared = (build.segment(prefix, ()),)
-    branches = 0
+    depth = len(prefix)
+    ids, positions = list(prefix), list(range(depth))
+    sources: list[int] = []
     for example in examples:
-        prompt = build.segment(example.prompt, shared)
+        start, length = len(ids), len(example.prompt)
+        ids += example.prompt
+        positions += range(depth, depth + length)
         for branch in example.branches:
-            inputs = build.segment(branch.ids[:-1], (*shared, prompt))
-            sources = [prompt.stop - 1, *range(inputs.start, inputs.stop)]
-            build.predict(sources, branch.ids, branch.coef, branches)
-            branches += 1
-    keep, at = np.unique(np.asarray(build.sources, dtype=np.int64), return_inverse=True)
+            sources += [start + length - 1, *range(len(ids), len(ids) + len(branch.ids) - 1)]
+            ids += branch.ids[:-1]
+            positions += range(depth + length, depth + length + len(branch.ids) - 1)
+    keep, at = np.unique(np.asarray(sources, dtype=np.int64), return_inverse=True)
+    rows, own, place = _lay_out(depth, examples)
+    branches = [branch for example in examples for branch in example.branches]
+    sizes = [len(branch.ids) for branch in branches]
     return Pack(
-        ids=np.asarray(build.ids, dtype=np.int64),
-        positions=np.asarray(build.positions, dtype=np.int64),
-        mask=build.mask(),
+        ids=np.asarray(ids, dtype=np.int64),
+        positions=np.asarray(positions, dtype=np.int64),
+        prefix=depth,
+        rows=rows,
+        own=own,
+        place=place,
         keep=keep,
         at=at.astype(np.int64),
-        targets=np.asarray(build.targets, dtype=np.int64),
-        coefs=np.asarray(build.coefs, dtype=np.float32),
-        branch=np.asarray(build.branches, dtype=np.int64),
+        targets=np.asarray([token for branch in branches for token in branch.ids], dtype=np.int64),
+        coefs=np.repeat(np.asarray([branch.coef for branch in branches], dtype=np.float32), sizes),
+        branch=np.repeat(np.arange(len(branches)), sizes),
     )
+
+
+def _lay_out(depth: int, examples: Sequence[Example]) -> tuple[Ints, NDArray[np.bool_], Ints]:
+    """`rows`, `own` and `place` of a pack."""
+    width = max(example.tokens for example in examples)
+    rows = np.full((len(examples), width), depth, dtype=np.int64)
+    own = np.zeros((len(examples), width, width), dtype=np.bool_)
+    place: list[int] = []
+    start = depth
+    for row, example in enumerate(examples):
+        rows[row, : example.tokens] = np.arange(start, start + example.tokens)
+        own[row, : example.tokens, : example.tokens] = _visible(example)
+        place += range(row * width, row * width + example.tokens)
+        start += example.tokens
+    return rows, own, np.asarray(place, dtype=np.int64)
+
+
+def _visible(example: Example) -> NDArray[np.bool_]:
+    """Bool [n, n] over an example's tokens: all see the prompt before them, answers see themselves."""
+    mask = np.tri(example.tokens, dtype=np.bool_)
+    mask[:, len(example.prompt) :] = False
+    start = len(example.prompt)
+    for branch in example.branches:
+        part = slice(start, start + len(branch.ids) - 1)
+        mask[part, part] = np.tri(part.stop - part.start, dtype=np.bool_)
+        start = part.stop
+    return mask
 
 
 def split_examples(prefix: int, examples: Sequence[Example], budget: int) -> list[list[Example]]:
