@@ -46,7 +46,9 @@ def save_adapter(
 ) -> Path:
     """Write an adapter folder with random weights, large enough to change every answer, and true probes."""
     torch.manual_seed(seed)
-    tuned = get_peft_model(network, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS))
+    tuned = get_peft_model(
+        network, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS, task_type="CAUSAL_LM")
+    )
     for name, parameter in tuned.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)

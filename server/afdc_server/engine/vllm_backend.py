@@ -79,6 +79,7 @@ class VllmBackend:
             llm, self._llm = self._llm, None
             await asyncio.get_running_loop().run_in_executor(None, llm.shutdown)
             await asyncio.sleep(0.05)  # vLLM closes its sockets and ends its tasks in callbacks on this loop
+            llm.engine_core.resources.ctx.destroy(linger=0)  # vLLM leaves it to the garbage collector, which complains
         self._thread.shutdown(wait=False)
 
     @property
