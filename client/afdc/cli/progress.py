@@ -120,7 +120,7 @@ class LiveProgress:
 
     def note(self, text: str) -> None:
         """A line of its own."""
-        self.console.print(Text(f"  {visible(text, 300)}", style="dim"))
+        self.console.print(Text(f"  {visible(text, 400)}", style="dim"), soft_wrap=not self.live)
 
     def _start_bar(self, name: str, total: int | None) -> Progress:
         bar = Progress(
