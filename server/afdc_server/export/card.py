@@ -166,7 +166,7 @@ def _contents(counts: DataCounts) -> str:
     if counts.reasons:
         blocks += [
             f"{counts.rejected:,} rows are in `rejected`:",
-            _table(("why a row was left out", "rows"), counts.reasons.items()),
+            _table(("why a row was left out", "rows"), _readable(counts.reasons)),
         ]
     return "\n\n".join(blocks)
 
@@ -191,7 +191,7 @@ def _how_made(facts: CardFacts, counts: DataCounts) -> str:
         "2. Each text was scored: the probability of every label's whole token sequence, normalised over the labels.",
         f"3. Rows were selected by the strategy `{config.select.strategy}` with threshold {config.select.threshold}.",
         f"4. A LoRA adapter was trained on them and relabelled them, {config.loop.rounds} round(s) at most. "
-        + (f"The last adapter is {escape_markdown(facts.adapter)}." if facts.adapter else "No adapter was kept."),
+        + (f"The adapter handed out is {escape_markdown(facts.adapter)}." if facts.adapter else "No adapter was kept."),
     ]
     blocks = [
         "\n".join(steps),
@@ -200,7 +200,7 @@ def _how_made(facts: CardFacts, counts: DataCounts) -> str:
     if facts.eval.final is not None:
         blocks.append(_accuracies(facts.eval))
     if facts.dropped:
-        ordered = sorted(facts.dropped.items(), key=lambda item: (-item[1], item[0]))
+        ordered = sorted(_readable(facts.dropped), key=lambda item: (-item[1], item[0]))
         blocks.append(_table(("generated texts dropped before scoring", "texts"), ordered))
     return "\n\n".join(blocks)
 
@@ -208,7 +208,7 @@ def _how_made(facts: CardFacts, counts: DataCounts) -> str:
 def _accuracies(evaluation: EvalSummary) -> str:
     named = [("base model", evaluation.base), ("seeds only", evaluation.seeds_only), ("final", evaluation.final)]
     rows = [(name, "" if value is None else f"{100 * value:.1f} %") for name, value in named]
-    return _table((f"accuracy on {evaluation.n} held-back examples", ""), rows)
+    return _table((f"accuracy on {evaluation.n} gold examples", ""), rows)
 
 
 def _limitations(facts: CardFacts) -> str:
@@ -230,9 +230,14 @@ def _licence(facts: CardFacts) -> str:
     )
 
 
+def _readable(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Reasons as words: "label_cap" reads "label cap"."""
+    return [(reason.replace("_", " "), count) for reason, count in counts.items()]
+
+
 def _table(header: tuple[str, str], rows: Iterable[tuple[str, Any]]) -> str:
     lines = [f"| {header[0]} | {header[1]} |", "|---|---:|"]
     for name, value in rows:
         shown = f"{value:,}" if isinstance(value, int) else str(value)
-        lines.append(f"| {escape_markdown(str(name)) or '(none)'} | {shown} |")
+        lines.append(f"| {escape_markdown(name) or '(none)'} | {shown} |")
     return "\n".join(lines)

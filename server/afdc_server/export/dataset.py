@@ -29,7 +29,8 @@ JOB_FILE = "job.yaml"
 TASK_FILE = "task.json"
 ROW_GROUP_ROWS = 4096
 FILE_ROWS = 60 * ROW_GROUP_ROWS
-SAMPLE_ROWS = 6
+SAMPLE_ROWS = 8
+SAMPLES_PER_LABEL = 2
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,11 @@ class _Tally:
         self.reasons[str(row["reason"])] += 1
         self.digest.update(canonical_json(audit_row(row)) + b"\n")
         if len(self.samples) < SAMPLE_ROWS and row["source"] != "seed":
+            self._sample(row)
+
+    def _sample(self, row: Row) -> None:
+        alike = sum(row["label"] == shown["label"] for shown in self.samples)
+        if alike < SAMPLES_PER_LABEL:
             self.samples.append(row)
 
 
