@@ -1,0 +1,40 @@
+"""`--dry-run`: the plan of a run, without starting or downloading anything."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from afdc.config import RunConfig
+from afdc.inputs import iter_texts
+from afdc_pipeline.estimate import Plan, PlanInputs, make_plan
+from afdc_server.local.request import CheckedRequest
+from afdc_server.models import resolve_model
+
+SIZE_IN_NAME = re.compile(r"(\d+(?:\.\d+)?)\s*([BM])(?![A-Za-z])", re.IGNORECASE)
+DEFAULT_PARAMETERS = {"cpu": 135e6, "cuda": 4e9}
+
+
+def plan_request(checked: CheckedRequest, config: RunConfig, device: Literal["cpu", "cuda"]) -> Plan:
+    """Counts, tokens and seconds of the run."""
+    unlabeled = sum(1 for _ in iter_texts(checked.unlabeled)) if checked.unlabeled else 0
+    inputs = PlanInputs(
+        task=checked.task,
+        seeds=checked.seeds,
+        device=device,
+        parameters=model_parameters(config.model, device),
+        eval_rows=len(checked.eval),
+        unlabeled_rows=unlabeled,
+    )
+    return make_plan(config, inputs)
+
+
+def model_parameters(name: str, device: Literal["cpu", "cuda"]) -> float:
+    """Parameters of a local model; of a hub model what its name says, so that a plan downloads nothing."""
+    if name and Path(name).is_dir():
+        return resolve_model(name, device).parameters
+    found = SIZE_IN_NAME.search(name)
+    if not found:
+        return DEFAULT_PARAMETERS[device]
+    return float(found[1]) * (1e9 if found[2].upper() == "B" else 1e6)
