@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,7 +50,8 @@ def test_local_folder(folder: Path) -> None:
 
 def test_revision_follows_config_and_weights(folder: Path) -> None:
     first = resolve_model(str(folder), "cpu").revision
-    write_safetensors(folder / "model.safetensors", SHAPES)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     second = resolve_model(str(folder), "cpu").revision
     (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "rope_theta": 2}))
     third = resolve_model(str(folder), "cpu").revision
@@ -174,3 +177,9 @@ def test_detect_device_needs_the_cuda_build(monkeypatch: pytest.MonkeyPatch) -> 
 def test_detect_device_imports_no_torch() -> None:
     script = "import sys, afdc_server.models as m; m.detect_device('auto'); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_copied_folder_is_the_same_model(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    os.utime(copy / "model.safetensors", (1, 1))
+    assert resolve_model(str(copy), "cpu").revision == resolve_model(str(folder), "cpu").revision

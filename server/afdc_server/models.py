@@ -10,7 +10,7 @@ import importlib.metadata
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from afdc.errors import ModelError, UsageError
 from afdc.files import canonical_json, sha256_bytes
+from afdc_server.fingerprint import content_hash
 from afdc_server.packaged import PACKAGED_NAME, packaged_model
 
 Device = Literal["cpu", "cuda"]
@@ -40,7 +41,7 @@ class ModelRef:
     Attributes:
         name: as the user would name it: hub id, folder, or the packaged model's name.
         path: folder with config.json, safetensors and tokenizer.
-        revision: hub commit, or a SHA-256 over config and tensor headers for a folder.
+        revision: hub commit, or a SHA-256 over config and weights for a folder.
         parameters: stored weights, counted from the safetensors headers.
     """
 
@@ -209,10 +210,6 @@ def _require_all_shards(path: Path, headers: dict[str, dict[str, Any]]) -> None:
         raise ModelError(f"{path} lacks {', '.join(missing)}", remedy="Fetch the model again")
 
 
-def _fingerprint(path: Path, config: dict[str, Any], headers: dict[str, dict[str, Any]]) -> str:
-    """SHA-256 over config, tensor headers, file sizes and times.
-
-    The weights themselves are not read (gigabytes at every start); the modification time stands in for them.
-    """
-    stats = {name: [(path / name).stat().st_size, (path / name).stat().st_mtime_ns] for name in headers}
-    return sha256_bytes(canonical_json([config, headers, stats]))
+def _fingerprint(path: Path, config: dict[str, Any], shards: Iterable[str]) -> str:
+    """SHA-256 over the config and the content of every shard: a copied folder is the same model on any machine."""
+    return sha256_bytes(canonical_json([config, {name: content_hash(path / name) for name in sorted(shards)}]))
