@@ -12,8 +12,10 @@ import pytest
 from afdc.adapter import AdapterManifest
 from afdc.config import EngineConfig
 from afdc.errors import AdapterError, InputError, UsageError
+from afdc.inputs import read_examples, read_task
 from afdc.task import Example, Task
 from afdc_pipeline.context import SilentProgress
+from afdc_pipeline.seams import Engine
 from afdc_server import commands
 from afdc_server.commands import (
     Labeller,
@@ -28,6 +30,7 @@ from afdc_server.commands import (
 )
 from tests.fakes.engine import FakeEngine
 
+TICKETS = Path(__file__).parent.parent / "examples" / "support_tickets"
 TASK = Task.model_validate({"labels": ["BILLING", "DELIVERY", "质量"]})
 
 
@@ -115,3 +118,19 @@ def test_the_output_folder_of_a_run_stands_for_its_adapter(tmp_path: Path) -> No
         (tmp_path / "adapter" / name).write_text("{}")
     assert find_adapter(tmp_path) == tmp_path / "adapter"
     assert find_adapter(tmp_path / "adapter") == tmp_path / "adapter"
+
+
+@pytest.mark.engine
+async def test_the_real_engine_labels_the_example_tickets(engine: Engine, tmp_path: Path) -> None:
+    task = read_task(TICKETS / "task.json")
+    who = OpenLabeller(engine, task)
+    examples = read_examples(TICKETS / "eval.jsonl", task)
+    texts = [example.text for example in examples] + ["x " * 2000]
+    summary = await score_texts(who, texts, tmp_path / "y.jsonl", SilentProgress())
+    assert (summary.texts, summary.errors) == (49, 1)
+    records = [json.loads(line) for line in (tmp_path / "y.jsonl").read_text().splitlines()]
+    assert "tokens" in records[-1]["error"], "a text that is too long says so and does not stop the others"
+    assert all(sum(record["probs"].values()) == pytest.approx(1.0) for record in records[:-1])
+    report = await evaluate_examples(who, examples, SilentProgress())
+    assert report.n == 48
+    assert report.accuracy == sum(r["label"] == e.label for r, e in zip(records, examples, strict=False)) / 48
