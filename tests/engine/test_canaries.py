@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def values(output: Any, ids: list[int]) -> list[float]:
 async def test_logprob_token_ids_are_raw_and_ignore_the_temperature(llm: Any, prompt: list[int]) -> None:
     ids = [1, 2, 300, 4000]
     cold = await ask(llm, prompt, max_tokens=1, temperature=0.0, logprob_token_ids=ids, detokenize=False)
-    hot = await ask(llm, prompt, max_tokens=1, temperature=3.0, logprob_token_ids=ids, detokenize=False)
+    hot = await ask(llm, prompt, max_tokens=1, temperature=1.7, logprob_token_ids=ids, detokenize=False)
     assert values(cold, ids) == pytest.approx(values(hot, ids), abs=1e-4)
 
 
@@ -99,12 +100,14 @@ async def test_steps_are_counted_while_a_request_is_unfinished(engine: Any, prom
     assert backend.steps() - before >= 20
 
 
-async def test_the_prefix_cache_is_keyed_by_the_adapter_name_and_not_by_its_weights(
-    llm: Any, adapters: tuple[Path, Path], prompt: list[int]
+async def test_the_prefix_cache_is_keyed_by_the_adapter_name_and_path_and_not_by_its_weights(
+    llm: Any, adapters: tuple[Path, Path], prompt: list[int], tmp_path: Path
 ) -> None:
     """Why an adapter's name carries its hash: under a used name vLLM serves what the old weights computed."""
     cached = []
-    for name, folder in (("same", adapters[0]), ("same", adapters[1]), ("other", adapters[1])):
+    prompt = prompt * 2
+    for name, source in (("same", adapters[0]), ("same", adapters[1]), ("other", adapters[1])):
+        folder = shutil.copytree(source, tmp_path / "adapter", dirs_exist_ok=True)
         lora = LoRARequest(name, next(ADAPTER_IDS), str(folder))
         await llm.add_lora(lora)
         output = await ask(llm, prompt, lora, max_tokens=1, temperature=0.0, logprob_token_ids=[5])

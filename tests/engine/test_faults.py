@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from afdc.task import Task
-from afdc_pipeline.seams import GenerateRequest, Sampling
+from afdc_pipeline.seams import Generated, GenerateRequest, Sampling
 
 pytestmark = pytest.mark.engine
 
@@ -44,10 +44,12 @@ async def test_a_killed_engine_comes_back_with_its_adapters_and_answers_everythi
     before = [(await engine.score(texts, task, name)).logprobs for name in loaded]
     restarts = engine.usage().restarts
     requests = [
-        GenerateRequest(str(i), f"Story {i}:", n=2, sampling=Sampling(max_tokens=60, seed=i), adapter=loaded[i % 2])
+        GenerateRequest(
+            str(i), f"Story {i}:", n=2, sampling=Sampling(max_tokens=60 if i else 2, seed=i), adapter=loaded[i % 2]
+        )
         for i in range(24)
     ]
-    answers = []
+    answers: list[Generated] = []
     async for answer in engine.generate(requests):
         if not answers:
             for pid in engine.supervisor.backend.pids():
@@ -63,6 +65,7 @@ async def test_a_killed_engine_comes_back_with_its_adapters_and_answers_everythi
 async def test_a_stopped_engine_is_found_by_the_watchdog(
     engine: Any, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    await engine.health()
     monkeypatch.setattr(engine.supervisor, "_hang_timeout_s", 5.0)
     restarts = engine.usage().restarts
     for pid in engine.supervisor.backend.pids():

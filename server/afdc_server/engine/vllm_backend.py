@@ -158,7 +158,10 @@ class VllmBackend:
             raise RequestRejectedError("vLLM did not add the adapter")
 
     async def remove_adapter(self, adapter: AdapterSlot) -> None:
-        await self._llm.remove_lora(adapter.number)
+        try:
+            await self._llm.remove_lora(adapter.number)
+        except Exception as exc:  # as in `add_adapter`
+            raise self._translate(exc, "vLLM cannot unload the adapter") from exc
 
     async def lend_device(self) -> None:
         if not self._sleeps():
