@@ -39,12 +39,20 @@ def choose_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16") else torch.float32
 
 
+def skip_unused_imports() -> None:
+    """Keep transformers from importing scikit-learn, SciPy and pandas: a second a round for assisted generation."""
+    import transformers.utils
+
+    transformers.utils.is_sklearn_available = lambda: False
+
+
 def load_tokenizer(path: Path) -> Tokenizer:
     """The model's tokenizer.
 
     Raises:
         ModelError: the folder holds none that can be read.
     """
+    skip_unused_imports()
     from transformers import AutoTokenizer
 
     try:
@@ -60,6 +68,7 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> Any:
     Raises:
         ModelError: the folder holds no model that can be read, or one whose layers do not attend by a mask.
     """
+    skip_unused_imports()
     from transformers import AttentionInterface, AutoModelForCausalLM
     from transformers.utils import logging
 
