@@ -47,7 +47,7 @@ def peft_logprobs(job: TrainJob, folder: Path, text: str) -> list[float]:
 
 async def test_a_round_publishes_an_adapter_that_plain_peft_reads_alike(packaged: Path, make_job: JobMaker) -> None:
     seen: list[tuple[int, int, float]] = []
-    job = make_job(packaged, config={"dropout": 0.0})
+    job = make_job(packaged, config={"dropout": 0.0}, probes=("Who was Homer ?",))
     trainer = SubprocessTrainer(job.result.parent / "logs", lambda *step: seen.append(step))
     result = await trainer.fit(job)
     assert result.adapter is not None
