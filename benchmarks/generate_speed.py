@@ -79,7 +79,7 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
         engine: Any = make_engine(model, EngineConfig(), Path(logs))
         await engine.start()
         try:
-            llm = engine.supervisor.backend._llm
+            llm = engine.supervisor.backend.llm
             await run_own(engine, requests[:8])
             for _ in range(args.repeats):
                 for side, work in ((own, run_own(engine, requests)), (bare, run_bare(llm, tokenizer, requests))):

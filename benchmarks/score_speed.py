@@ -5,8 +5,8 @@
 DIR holds test.jsonl and task.json. All sides use the same model, dtype, block size and batch limits:
 1. AFDC: `Engine.score`, that is tokenising, trie, reads, assembling.
 2. Bare loop: the same token ids, read one token each through the same AsyncLLM, nothing around it.
-3. lm-evaluation-harness, `local-completions` with token requests, against `vllm serve` of the same build: every label is
-   a request with its prompt log-probs. The labels are the very token sequences that AFDC scores.
+3. lm-evaluation-harness, `local-completions` with token requests, against `vllm serve` of the same build: every label
+   is a request with its prompt log-probs. The labels are the very token sequences that AFDC scores.
 1 and 2 alternate in one engine, with the prefix cache emptied before each part.
 """
 
@@ -50,11 +50,11 @@ async def time_own(engine: Any, codec: PromptCodec, task: Task, texts: list[str]
     own, bare = [], []
     scores = None
     for _ in range(repeats):
-        await backend._llm.reset_prefix_cache()
+        await backend.llm.reset_prefix_cache()
         started = time.perf_counter()
         scores = await engine.score(texts, task)
         own.append(len(texts) / (time.perf_counter() - started))
-        await backend._llm.reset_prefix_cache()
+        await backend.llm.reset_prefix_cache()
         prompts = [codec.prompt_ids(text) for text in texts]
         started = time.perf_counter()
         await bare_reads(backend, prompts, trie)

@@ -82,6 +82,7 @@ def write_manifest(
         task=codec.task,
         template_hash=codec.template_hash,
         probes=tuple(Probe(text=text, logprobs=tuple(row)) for text, row in zip(probes, rows, strict=True)),
+        probe_dtype="float32",
         files=files,
     )
     (folder / MANIFEST_FILE).write_text(manifest.model_dump_json())

@@ -58,6 +58,7 @@ class AdapterManifest(Model):
     )
     prior: tuple[float, ...] = Field(default=(), description="calibration: log-prior subtracted first; empty for none")
     probes: tuple[Probe, ...] = ()
+    probe_dtype: str = Field(default="bfloat16", description="precision in which the trainer read the probes")
     files: dict[str, str] = Field(description="file name to hex SHA-256")
 
 
@@ -77,7 +78,7 @@ def read_manifest(folder: Path) -> AdapterManifest:
 
 
 def verify_adapter(folder: Path) -> AdapterManifest:
-    """Check an adapter folder before the engine or PEFT sees it: hashes, options, tensor names, shapes and values' type.
+    """Check an adapter folder before the engine or PEFT sees it: hashes, options, tensor names and shapes.
 
     Raises:
         AdapterError: says which check failed. Nothing of the folder was executed or loaded.

@@ -84,7 +84,7 @@ def write_json(path: Path, value: Any) -> None:
 def publish_folder(temporary: Path, final: Path) -> None:
     """Fsync every file of `temporary`, then rename it to `final`.
 
-    A folder already at `final` wins: a published artifact never changes, and the same work done twice made the same one.
+    A folder already at `final` wins: a published artifact never changes, and work done twice made the same one.
     """
     try:
         for path in sorted(temporary.rglob("*")):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Protocol
 
 from afdc.errors import InputError, ModelError
@@ -115,9 +116,8 @@ class PromptCodec:
         self.tokenizer = tokenizer
         self.task = task
         pieces = _chat_pieces(tokenizer, [Message("system", system_prompt(task)), Message("user", "")])
-        before = [p for p in pieces[:3]]
         self.prefix_ids: list[int] = []
-        for piece in before:
+        for piece in pieces[:3]:
             encode = encode_plain if piece.is_data else encode_markup
             self.prefix_ids += encode(tokenizer, piece.text)
         self.suffix_ids = encode_markup(tokenizer, pieces[-1].text)
@@ -188,7 +188,7 @@ class PromptCodec:
 def is_prefix_free(paths: Sequence[tuple[int, ...]]) -> bool:
     """True when no sequence begins another (equal sequences count as beginning each other)."""
     ordered = sorted(paths)
-    return all(b[: len(a)] != a for a, b in zip(ordered, ordered[1:], strict=False))
+    return all(b[: len(a)] != a for a, b in pairwise(ordered))
 
 
 def system_prompt(task: Task) -> str:

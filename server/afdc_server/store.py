@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from afdc.errors import StorageError
 from afdc.files import sha256_bytes, write_bytes
 

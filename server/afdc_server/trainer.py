@@ -167,9 +167,7 @@ def _failure(job: TrainJob, code: int, log: Path) -> TrainerError:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
     tail = "\n".join(["", *lines]) if lines else ""
     if code == -signal.SIGKILL:
-        remedy = (
-            f"Memory has probably run out: lower train.batch_size or close programs. Log: {log}{tail}"
-        )
+        remedy = f"Memory has probably run out: lower train.batch_size or close programs. Log: {log}{tail}"
         return TrainerError(f"training {job.name} was killed {TRIES} times", remedy=remedy)
     how = f"by signal {-code}" if code < 0 else f"with exit code {code} and without a result"
     return TrainerError(f"training {job.name} ended {how}", remedy=f"See {log}{tail}")

@@ -40,7 +40,7 @@ def label_logprobs(model: Any, codec: PromptCodec, texts: Sequence[str], budget:
     return rows
 
 
-def publish(job: TrainJob, weights: LoraWeights, probes: Sequence[Probe]) -> Path:
+def publish(job: TrainJob, weights: LoraWeights, probes: Sequence[Probe], probe_dtype: str) -> Path:
     """Write the adapter folder under a temporary name, check it as the engine will, and give it its name.
 
     Raises:
@@ -65,6 +65,7 @@ def publish(job: TrainJob, weights: LoraWeights, probes: Sequence[Probe]) -> Pat
         task=job.task,
         template_hash=job.template_hash,
         probes=tuple(probes),
+        probe_dtype=probe_dtype,
         files={CONFIG_FILE: sha256_bytes(config), WEIGHTS_FILE: sha256_bytes(data)},
     )
     temporary = job.adapters / f".{job.name}.tmp"

@@ -50,7 +50,8 @@ def fit(job: TrainJob) -> TrainResult:
     if ranks.first:
         scores = publish.label_logprobs(language_model.eval(), codec, job.probes, PROBE_BUDGET)
         probes = [Probe(text=text, logprobs=row) for text, row in zip(job.probes, scores, strict=True)]
-        folder = publish.publish(job, weights, probes)
+        dtype = str(language_model.dtype).removeprefix("torch.")
+        folder = publish.publish(job, weights, probes, dtype)
         drop_checkpoints(job.work)
     return TrainResult(
         status="succeeded",

@@ -169,7 +169,7 @@ class SupervisedEngine:
         except RequestRejectedError as exc:
             raise AdapterError(f"adapter {manifest.name} cannot be loaded: {exc}") from exc
         try:
-            check_probes(manifest, served, self._settings.probe_tolerance)
+            check_probes(manifest, served, self._settings.probe_tolerance(manifest.probe_dtype))
         except AdapterError:
             await self._supervisor.run(lambda b: b.remove_adapter(slot))
             raise

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from afdc.errors import ConflictError, StorageError
-from afdc_pipeline.seams import ChunkRecord, StageKey
 from sqlalchemy import Connection, Engine, Select, Table, create_engine, event, func, insert, select, update
 from sqlalchemy.exc import OperationalError
 
+from afdc.errors import ConflictError, StorageError
+from afdc_pipeline.seams import ChunkRecord, StageKey
 from afdc_server.ledger.schema import chunks, events, jobs, metadata, stages, values
 
 BUSY_TIMEOUT_S = 30.0
