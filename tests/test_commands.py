@@ -64,6 +64,12 @@ async def test_a_bad_line_ends_before_the_engine_starts(tmp_path: Path) -> None:
     assert not (tmp_path / "y.jsonl").exists()
 
 
+async def test_an_output_without_a_place_ends_before_the_engine_starts(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(UsageError, match="is a folder"):
+        await score(Labeller(TASK), tmp_path / "x.jsonl", tmp_path, SilentProgress())
+
+
 async def test_evaluate_counts_rejected_texts_as_wrong(labeller: OpenLabeller) -> None:
     examples = [Example(text="BILLING 1", label="BILLING"), Example(text="DELIVERY", label="DELIVERY")]
     examples += [Example(text="POISON", label="质量"), Example(text="BILLING 2", label="DELIVERY")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
@@ -131,6 +132,13 @@ def test_an_empty_file_is_an_error(write: Write, name: str, data: str) -> None:
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
     assert "no such file" in str(fault(tmp_path / "none.jsonl"))
     assert "this is a folder" in str(fault(tmp_path))
+
+
+def test_a_pipe_is_refused_unread(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "p.jsonl")
+    with pytest.raises(InputError, match=r"p\.jsonl: not a regular file"):
+        next(iter_texts(tmp_path / "p.jsonl"))
+    assert fault(Path("/dev/zero")).message.endswith("not a regular file")
 
 
 def test_faults_are_collected_up_to_twenty(write: Write) -> None:

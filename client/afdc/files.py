@@ -6,15 +6,20 @@ Order of every publication: write to a temporary name in the same folder, fsync,
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from afdc.errors import StorageError
+from afdc.errors import StorageError, UsageError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer  # in collections.abc from Python 3.12 on
 
 CHUNK_BYTES = 1 << 20
 
@@ -47,27 +52,63 @@ def fsync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+class _CheckedWriter(io.BufferedWriter):
+    """A file whose own failures are StorageErrors; errors of whoever writes to it stay what they are."""
+
+    def __init__(self, temporary: Path, path: Path) -> None:
+        super().__init__(io.FileIO(temporary, "w"))
+        self._path = path
+
+    def write(self, data: Buffer, /) -> int:
+        with _as_storage_error(self._path):
+            return super().write(data)
+
+    def flush(self) -> None:
+        with _as_storage_error(self._path):
+            super().flush()
+
+
 @contextmanager
 def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     """Open a binary stream that becomes `path` when the block ends without an error.
 
     Raises:
-        StorageError: the disk is full or cannot be written; nothing is left under `path`.
+        StorageError: the disk is full or cannot be written; nothing is left under `path`. Any other error of the block
+            rises as it is.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as stream:
+        with _as_storage_error(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stream = _CheckedWriter(temporary, path)
+        with stream:
             yield stream
             stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-        fsync_folder(path.parent)
-    except OSError as exc:
-        raise _storage_error(path, exc) from exc
+            with _as_storage_error(path):
+                os.fsync(stream.fileno())
+        with _as_storage_error(path):
+            os.replace(temporary, path)
+            fsync_folder(path.parent)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def check_target(path: Path) -> None:
+    """See that `atomic_writer` can write `path`, before work is done whose result would have no place.
+
+    Raises:
+        UsageError: a folder, or something else that is no regular file: a rename would put a file in its place.
+        StorageError: its folder cannot be made or written.
+    """
+    with _as_storage_error(path):
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder", remedy="Name a file inside it")
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path} is not a regular file", remedy="Name a file")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass  # making a file is the check
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -82,15 +123,17 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def publish_folder(temporary: Path, final: Path) -> None:
-    """Fsync every file of `temporary`, then rename it to `final`.
+    """Fsync every file and folder of `temporary`, then rename it to `final`.
 
     A folder already at `final` wins: a published artifact never changes, and work done twice made the same one.
     """
-    try:
-        for path in sorted(temporary.rglob("*")):
+    with _as_storage_error(final):
+        for path in sorted(temporary.rglob("*"), reverse=True):  # what a folder holds comes before the folder
             if path.is_file():
                 with path.open("rb") as stream:
                     os.fsync(stream.fileno())
+            elif path.is_dir():
+                fsync_folder(path)
         fsync_folder(temporary)
         if final.exists():
             shutil.rmtree(temporary)
@@ -98,8 +141,14 @@ def publish_folder(temporary: Path, final: Path) -> None:
             final.parent.mkdir(parents=True, exist_ok=True)
             os.rename(temporary, final)
         fsync_folder(final.parent)
+
+
+@contextmanager
+def _as_storage_error(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as exc:
-        raise _storage_error(final, exc) from exc
+        raise _storage_error(path, exc) from exc
 
 
 def _storage_error(path: Path, exc: OSError) -> StorageError:

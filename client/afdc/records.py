@@ -65,8 +65,9 @@ def read_records(path: Path, *, plain_text: bool = False) -> Iterator[Record | P
         plain_text: accept one text a line.
 
     Raises:
-        InputError: a missing file, a folder, or one that may not be read.
+        InputError: a missing file, a folder, a pipe, or a file that may not be read.
     """
+    _require_regular(path)
     kind = _file_kind(path, plain_text)
     readers = {"jsonl": _jsonl_records, "csv": _csv_records, "text": _text_records}
     stream = open_input(path)
@@ -75,6 +76,16 @@ def read_records(path: Path, *, plain_text: bool = False) -> Iterator[Record | P
             yield from readers[kind](stream)
     except OSError as exc:
         raise _unreadable(path, exc) from exc
+
+
+def _require_regular(path: Path) -> None:
+    """Refuse pipes and devices: files are read more than once (to check, to count, to use), and these only once."""
+    try:
+        is_once_only = path.exists() and not path.is_file() and not path.is_dir()
+    except OSError as exc:
+        raise _unreadable(path, exc) from exc
+    if is_once_only:
+        raise InputError("not a regular file", path=str(path), remedy="Save the texts in a file and name that")
 
 
 def open_input(path: Path) -> BinaryIO:

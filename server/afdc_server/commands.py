@@ -20,7 +20,7 @@ import numpy as np
 from afdc.adapter import MANIFEST_FILE, AdapterManifest, read_manifest
 from afdc.config import EngineConfig
 from afdc.errors import AdapterError, UsageError
-from afdc.files import atomic_writer
+from afdc.files import atomic_writer, check_target
 from afdc.inputs import iter_texts, read_examples
 from afdc.result import EvalReport, LabelScore, ReliabilityPoint
 from afdc.task import Example, Task
@@ -102,8 +102,9 @@ async def score(who: Labeller, source: Path, output: Path, progress: Progress) -
 
     Raises:
         InputError: a line that cannot be read. ModelError, AdapterError, EngineError: nothing can be scored.
-        StorageError: `output` cannot be written.
+        UsageError, StorageError: `output` cannot be written, found before an engine starts.
     """
+    check_target(output)
     total = sum(1 for _ in iter_texts(source))  # finds every fault of the file before an engine starts
     async with open_labeller(who, progress) as labeller:
         return await score_texts(labeller, (text for _, text in iter_texts(source)), output, progress, total)
