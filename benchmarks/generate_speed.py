@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from afdc.config import AugmentConfig, EngineConfig
-from afdc.inputs import check_seeds, read_examples, read_task
+from afdc.inputs import read_examples, read_task
 from afdc.prompting import encode_continuation
+from afdc.seeds import check_seeds
 from afdc_pipeline.augment import plan_requests
 from afdc_pipeline.rows import Seed
 from afdc_pipeline.seams import GenerateRequest

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from afdc.inputs import check_seeds, read_examples, read_task
+from afdc.inputs import read_examples, read_task
+from afdc.seeds import check_seeds
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 FOLDERS = sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir())

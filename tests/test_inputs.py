@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from afdc.errors import InputError
-from afdc.inputs import ReadExample, check_seeds, infer_task, iter_texts, read_examples, read_task
+from afdc.inputs import ReadExample, iter_texts, read_examples, read_task
+from afdc.seeds import check_seeds, infer_task
 from afdc.task import Example, Label, Task, text_id
 
 Write = Callable[[str, bytes | str], Path]
@@ -180,7 +181,7 @@ def test_unlabelled_faults_come_where_they_are(write: Write) -> None:
     assert next(texts) == (1, "a")
     with pytest.raises(InputError, match=r":2: the example has no text"):
         next(texts)
-    with pytest.raises(InputError, match="no texts"):
+    with pytest.raises(InputError, match="there are no texts"):
         list(iter_texts(write("e.txt", "\n")))
 
 
@@ -200,6 +201,9 @@ def test_a_task_is_read_and_normalised(write: Write) -> None:
         ('{"labels": ["a", "a "]}', "labels given twice: a"),
         ('{"labels": ["a", " "]}', "a label is empty"),
         ('{"instruction": "x"}', "labels: Field required"),
+        (r'{"instruction": "\ud800", "labels": ["a", "b"]}', "instruction: Input should be a valid string"),
+        (r'{"labels": [{"name": "a", "description": "x \udc00"}, "b"]}', "half of a surrogate pair"),
+        (r'{"labels": ["a", {"name": "b", "description": "\u0000"}]}', "the description of 'b' holds a NUL character"),
         (b'{"labels": ["a",\n"\xff"]}', ":2: not UTF-8 at byte 18"),
         ("[" * 100_000, "broken JSON"),
         ('["a", "b"]', "valid dictionary"),
@@ -248,7 +252,7 @@ def test_seeds_are_counted_named_and_cleaned() -> None:
         (seeds(("a", "Bug"), ("b", "question")), "1 of 3 labels have no seed: 投诉. Add at least one"),
         (seeds(("a", "Bug"), ("a ", "question")), "s.jsonl:2: the text has label 'question' here and 'Bug' on line 1"),
         (seeds(("a", "Bug"), ("b", "quesiton")), "s.jsonl:2: unknown label 'quesiton' (did you mean 'question'?)"),
-        ([Example(text="a")], "the seed has no label"),
+        ([Example(text="a")], "the example has no label"),
     ],
 )
 def test_seeds_that_cannot_be_used(examples: list[Example], says: str) -> None:

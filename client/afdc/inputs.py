@@ -1,4 +1,4 @@
-"""The user's files as checked values: examples, unlabelled texts, the task, and what makes seeds usable.
+"""The user's files as checked values: examples, unlabelled texts and the task.
 
 Every fault is an InputError with file, line and remedy; up to 20 faults of a file are told together, in order.
 """
@@ -6,16 +6,14 @@ Every fault is an InputError with file, line and remedy; up to 20 faults of a fi
 from __future__ import annotations
 
 import unicodedata
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 from pydantic import Field, ValidationError
 
 from afdc.errors import InputError
-from afdc.labels import LabelIndex, fold_name, list_names
+from afdc.labels import LabelIndex
 from afdc.records import (
     AS_OBJECTS,
     MAX_TEXT_CHARS,
@@ -23,9 +21,10 @@ from afdc.records import (
     Record,
     read_json,
     read_records,
+    text_records,
     type_name,
 )
-from afdc.task import MAX_LABELS, Example, Label, Task, normalise_text, text_id
+from afdc.task import Example, Label, Task, normalise_text
 
 MAX_PROBLEMS = 20
 KNOWN_KEYS = ("id", "text", "label")
@@ -37,21 +36,6 @@ class ReadExample(Example):
 
     path: str = Field(default="", exclude=True)
     line: int | None = Field(default=None, exclude=True)
-
-
-@dataclass(frozen=True)
-class SeedReport:
-    """Seeds that passed every check.
-
-    Attributes:
-        examples: one per distinct text, in file order; `id` is `text_id("s_", text, label)`.
-        counts: seeds of each label, in the order of the task's labels.
-        duplicates: repeats (same text, same label) that were dropped.
-    """
-
-    examples: tuple[Example, ...]
-    counts: dict[str, int]
-    duplicates: int
 
 
 def read_examples(path: Path, task: Task | None = None, *, require_label: bool = True) -> list[ReadExample]:
@@ -92,8 +76,29 @@ def iter_texts(path: Path) -> Iterator[tuple[int, str]]:
     Raises:
         InputError: at the first fault, or at the end of a file without texts.
     """
+    yield from _checked_texts(read_records(path, plain_text=True), path)
+
+
+def iter_stream(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
+    """As `iter_texts`, from an open stream with one text a line; `name` stands for it in messages."""
+    yield from _checked_texts(text_records(stream), Path(name))
+
+
+def check_text(text: str, name: str) -> str:
+    """One text in its normal form; `name` says in messages where it comes from.
+
+    Raises:
+        InputError: not UTF-8, empty, too long, or with a character that no text has.
+    """
+    flaw = _flaw(text)
+    if flaw:
+        raise InputError(f"the text {flaw}", path=name, remedy="Correct the text or leave it out")
+    return normalise_text(text)
+
+
+def _checked_texts(items: Iterable[Record | Problem], path: Path) -> Iterator[tuple[int, str]]:
     empty = True
-    for item in read_records(path, plain_text=True):
+    for item in items:
         problem = item if isinstance(item, Problem) else _text_problem(item)
         if problem is not None:
             _raise_all(path, [problem])
@@ -101,14 +106,15 @@ def iter_texts(path: Path) -> Iterator[tuple[int, str]]:
             empty = False
             yield item.line, normalise_text(item.fields["text"])
     if empty:
-        raise InputError("the file holds no texts", path=str(path), remedy="Put one text on each line")
+        raise InputError("there are no texts", path=str(path), remedy="Put one text on each line")
 
 
 def read_task(path: Path) -> Task:
     """Read a task from a JSON file. Label names come back in their normal form (NFC, no surrounding space).
 
     Raises:
-        InputError: not UTF-8, broken JSON, unknown keys, fewer than two labels, or a blank or repeated label.
+        InputError: not UTF-8, broken JSON, unknown keys, fewer than two labels, a blank or repeated label, or
+            a character that no text has.
     """
     data = read_json(path, AS_TASK)
     try:
@@ -118,61 +124,11 @@ def read_task(path: Path) -> Task:
         where = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         raise InputError(f"{where}: {message}" if where else message, path=str(path), remedy=AS_TASK) from exc
+    _check_wording(path, "the instruction", task.instruction)
+    for label in task.labels:
+        _check_wording(path, f"the description of {label.name[:40]!a}", label.description)
     labels = tuple(Label(name=_label_name(path, label.name), description=label.description) for label in task.labels)
     return task.model_copy(update={"labels": labels})
-
-
-def infer_task(examples: Sequence[Example]) -> Task:
-    """A task whose labels are those of the examples, in the order in which they first appear.
-
-    Raises:
-        InputError: fewer than two labels, more than `MAX_LABELS`, or two that differ only in letter case.
-    """
-    first: dict[str, Example] = {}
-    for example in examples:
-        if example.label:
-            first.setdefault(normalise_text(example.label), example)
-    path, _ = _where(examples[0]) if examples else ("", None)
-    if len(first) < 2:
-        found = f"only one label: {next(iter(first))}" if first else "no label"
-        raise InputError(f"the examples have {found}", path=path, remedy="Give examples of at least two labels")
-    if len(first) > MAX_LABELS:
-        message = f"the examples have {len(first):,} different labels, and {MAX_LABELS:,} are allowed"
-        raise InputError(message, path=path, remedy='Check that "label" holds the class of the text')
-    _check_spelling(first)
-    return Task(labels=tuple(Label(name=name) for name in first))
-
-
-def check_seeds(examples: Sequence[Example], task: Task) -> SeedReport:
-    """Drop repeated seeds, refuse contradicting ones, and see that every label has at least one.
-
-    Two texts are the same when they agree in NFC form up to white space. Letter case counts: a task may turn on it.
-
-    Raises:
-        InputError: no seeds, a seed without a label of the task, a text with two labels, or a label without a seed.
-    """
-    path, _ = _where(examples[0]) if examples else ("", None)
-    if not examples:
-        raise InputError("there are no seeds", remedy="Give at least one example of each label")
-    labels = LabelIndex(task)
-    seen: dict[str, Example] = {}
-    cleaned: list[Example] = []
-    for example in examples:
-        label = _known_label(example, labels)
-        key = " ".join(normalise_text(example.text).split())
-        if key not in seen:
-            seen[key] = example
-            text = normalise_text(example.text)
-            cleaned.append(Example(id=text_id("s_", text, label), text=text, label=label))
-        elif _known_label(seen[key], labels) != label:
-            raise _contradiction(seen[key], example)
-    counts = Counter(example.label for example in cleaned)
-    missing = [name for name in task.names if not counts[name]]
-    if missing:
-        message = f"{len(missing)} of {len(task.names)} labels have no seed: {list_names(missing)}"
-        raise InputError(message, path=path, remedy="Add at least one example of each, or take it out of the task")
-    by_label = {name: counts[name] for name in task.names}
-    return SeedReport(tuple(cleaned), by_label, len(examples) - len(cleaned))
 
 
 class _ExampleReader:
@@ -242,45 +198,18 @@ def _flaw(value: str) -> str | None:
     return None
 
 
-def _known_label(example: Example, labels: LabelIndex) -> str:
-    path, line = _where(example)
-    if example.label is None:
-        raise InputError("the seed has no label", path=path, line=line, remedy="Add its label")
-    label = labels.find(example.label)
-    if label is None:
-        message, remedy = labels.unknown(example.label)
-        raise InputError(message, path=path, line=line, remedy=remedy)
-    return label
-
-
-def _contradiction(first: Example, second: Example) -> InputError:
-    path, line = _where(second)
-    earlier = _where(first)[1]
-    place = f" on line {earlier}" if earlier is not None else ""
-    message = f"the text has label {second.label!r} here and {first.label!r}{place}: {second.text[:60]!r}"
-    return InputError(message, path=path, line=line, remedy="Keep the right line and take the other one out")
-
-
-def _check_spelling(first: dict[str, Example]) -> None:
-    folded: dict[str, str] = {}
-    for name, example in first.items():
-        other = folded.setdefault(fold_name(name), name)
-        if other != name:
-            path, line = _where(example)
-            remedy = "Spell it one way, or name both in a task file (--task) if they are two labels"
-            message = f"label {name!r} looks like {other!r} spelt another way"
-            raise InputError(message, path=path, line=line, remedy=remedy)
-
-
-def _where(example: Example) -> tuple[str, int | None]:
-    return (example.path, example.line) if isinstance(example, ReadExample) else ("", None)
-
-
 def _label_name(path: Path, name: str) -> str:
     flaw = _flaw(name)
     if flaw:
         raise InputError(f"a label {flaw}", path=str(path), remedy="Give each label a name")
     return normalise_text(name)
+
+
+def _check_wording(path: Path, what: str, value: str) -> None:
+    """The instruction and the descriptions enter every prompt; unlike a label they may be empty."""
+    flaw = _flaw(value) if value.strip() else None
+    if flaw:
+        raise InputError(f"{what} {flaw}", path=str(path), remedy="Correct it or take it out")
 
 
 def _raise_all(path: Path, problems: Sequence[Problem]) -> NoReturn:

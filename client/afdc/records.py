@@ -69,7 +69,7 @@ def read_records(path: Path, *, plain_text: bool = False) -> Iterator[Record | P
     """
     _require_regular(path)
     kind = _file_kind(path, plain_text)
-    readers = {"jsonl": _jsonl_records, "csv": _csv_records, "text": _text_records}
+    readers = {"jsonl": _jsonl_records, "csv": _csv_records, "text": text_records}
     stream = open_input(path)
     try:
         with stream:
@@ -165,7 +165,8 @@ def _lines(stream: BinaryIO) -> Iterator[tuple[int, str] | Problem]:
         offset += len(raw)
 
 
-def _text_records(stream: BinaryIO) -> Iterator[Record | Problem]:
+def text_records(stream: BinaryIO) -> Iterator[Record | Problem]:
+    """One record a line that is not blank."""
     for item in _lines(stream):
         if isinstance(item, Problem):
             yield item

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -226,6 +227,24 @@ def test_predict_without_task_or_adapter_is_a_usage_error(cli: Cli) -> None:
     code, _, err = cli("predict", "hello")
     assert code == 2
     assert "--task" in err
+
+
+@pytest.mark.parametrize(
+    ("texts", "stdin", "says"),
+    [
+        (["-"], b"good\nb\xffd\n", "<stdin>:2: not UTF-8"),
+        (["-"], b"good\na\0b\n", "<stdin>:2: the text holds a NUL"),
+        (["good", "b\udcffd"], b"", "text 2 of the command line: the text holds half of a surrogate pair"),
+        (["-"], b" \n", "<stdin>: there are no texts"),
+    ],
+)
+def test_texts_that_are_none_end_before_an_engine_starts(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, texts: list[str], stdin: bytes, says: str
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), "utf-8", "surrogateescape"))
+    code, out, err = cli("predict", "--task", str(EXAMPLE / "task.json"), *texts)
+    assert (code, out) == (5, "")
+    assert f"afdc: {says}" in err
 
 
 def test_an_adapter_folder_that_is_none(cli: Cli, tmp_path: Path) -> None:

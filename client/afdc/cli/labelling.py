@@ -14,7 +14,7 @@ from afdc.cli.output import data_console, load_server, message_console, print_js
 from afdc.cli.progress import LiveProgress
 from afdc.cli.summary import print_evaluation, print_prediction
 from afdc.errors import UsageError
-from afdc.inputs import read_task
+from afdc.inputs import check_text, iter_stream, read_task
 from afdc.result import EvalReport
 from afdc.settings import Layer, load_settings
 
@@ -97,12 +97,18 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def _read_texts(texts: Sequence[str]) -> list[str]:
-    lines = [line.rstrip("\n") for line in sys.stdin] if "-" in texts else []
-    given = [text for text in texts if text != "-"] + lines
-    kept = [text for text in given if text.strip()]
-    if not kept:
+    """The texts of the command line, then those of stdin; checked here, since an engine takes long to start.
+
+    Raises:
+        InputError: a text that cannot be used. UsageError: there is none.
+    """
+    places = enumerate(texts, start=1)
+    given = [check_text(text, f"text {n} of the command line") for n, text in places if text != "-" and text.strip()]
+    if "-" in texts:
+        given += [text for _, text in iter_stream(sys.stdin.buffer, "<stdin>")]
+    if not given:
         raise UsageError("no text to label", remedy='For example: afdc predict --adapter DIR "a text"')
-    return kept
+    return given
 
 
 def _plain_line(record: dict[str, Any]) -> str:

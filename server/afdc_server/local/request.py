@@ -9,7 +9,8 @@ from pathlib import Path
 from afdc.config import RunConfig
 from afdc.errors import InputError
 from afdc.files import sha256_file
-from afdc.inputs import ReadExample, check_seeds, infer_task, iter_texts, read_examples, read_task
+from afdc.inputs import ReadExample, iter_texts, read_examples, read_task
+from afdc.seeds import check_seeds, infer_task
 from afdc.task import Example, Task, normalise_text, text_id
 from afdc_pipeline import holdout
 from afdc_pipeline.context import JobInputs
