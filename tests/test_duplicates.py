@@ -34,21 +34,35 @@ def similarity(one: str, other: str) -> float:
     return jaccard(a, b)
 
 
-@pytest.mark.parametrize(
-    "other",
-    ["where is my card", "WHERE  is my card?!", "\uff37here is my card?", "Where is my card ...", " where\nis my card"],
-)
-def test_case_punctuation_spaces_and_width_do_not_matter(index: SqliteDuplicateIndex, other: str) -> None:
-    index.add("c1", "Where is my card?")
+@pytest.mark.parametrize("other", ["Where is my caf\u00e9?", " Where is\n my  cafe\u0301?"])
+def test_unicode_form_and_white_space_do_not_matter(index: SqliteDuplicateIndex, other: str) -> None:
+    index.add("c1", "Where is my cafe\u0301?")
     hit = index.find(other)
     assert hit is not None
     assert (hit.id, hit.kind, hit.similarity) == ("c1", "exact", 1.0)
 
 
+@pytest.mark.parametrize(
+    "other", ["where is my card", "WHERE  is my card?!", "\uff37here is my card?", "Where is my card ..."]
+)
+def test_case_punctuation_and_width_make_a_near_repeat(index: SqliteDuplicateIndex, other: str) -> None:
+    index.add("c1", "Where is my card?")
+    hit = index.find(other)
+    assert hit is not None
+    assert (hit.id, hit.kind, hit.similarity) == ("c1", "near", 1.0)
+
+
+def test_a_short_chinese_text_can_have_near_repeats(index: SqliteDuplicateIndex) -> None:
+    index.add("c1", "我要退款谢谢")
+    hit = index.find("我要退款谢谢\uff01")
+    assert hit is not None
+    assert hit.kind == "near"
+
+
 def test_the_first_of_equal_texts_is_named(index: SqliteDuplicateIndex) -> None:
-    index.add("c1", "same text")
-    index.add("c2", "Same text.")
-    hit = index.find("same text!")
+    index.add("c1", "one and the same text")
+    index.add("c2", "One and the same text.")
+    hit = index.find("one and the same text!")
     assert hit is not None
     assert hit.id == "c1"
 
@@ -67,6 +81,10 @@ def test_the_first_of_equal_texts_is_named(index: SqliteDuplicateIndex) -> None:
         ("good \U0001f600", "good \U0001f621"),
         ("?!", "..."),
         ("C++", "C"),
+        ("C#", "C"),
+        ("US", "us"),
+        ("Really?", "Really."),
+        ("好\uff1f", "好\uff01"),
     ],
 )
 def test_short_different_texts_are_kept(index: SqliteDuplicateIndex, one: str, other: str) -> None:

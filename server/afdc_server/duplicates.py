@@ -1,8 +1,9 @@
 """Texts seen so far, on disk, and whether a new one repeats one of them.
 
-Exact repeats share a normal form. Near repeats are found by MinHash signatures cut into LSH bands (Broder 1997;
-Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, chapter 3) and confirmed by the exact Jaccard similarity of
-their character shingles, so a false alarm of the signatures costs time and never a text.
+Exact repeats agree in NFC form up to white space; letter case and punctuation count ("C#" is not "C"). Near repeats are
+judged without case and punctuation, and only where a text is long enough to tell. They are found by MinHash signatures
+cut into LSH bands (Broder 1997; Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, chapter 3) and confirmed by
+the exact Jaccard similarity of their character shingles, so a false alarm of the signatures costs time and never a text.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ MAX_CANDIDATES = 64
 RECALL = 0.98
 MISSES = 1e-9  # keeps the logarithm finite at a threshold of 1
 LONG, SHORT = 4, 2
+MIN_NEAR_WIDTH = 12  # Chinese, Japanese and Korean characters count twice: "yes" and "Yes!" may be two answers
 CJK_RANGES = ((0x2E80, 0xA000), (0xAC00, 0xD7B0), (0xF900, 0xFB00), (0x20000, 0x40000))
 SCHEMA = """
 CREATE TABLE texts (n INTEGER PRIMARY KEY, id TEXT NOT NULL, form TEXT NOT NULL);
@@ -81,7 +83,7 @@ class SqliteDuplicateIndex:
         """The earlier text that `text` repeats: an exact one, or else the most similar near one."""
         form, shingles = self._prepare(text)
         try:
-            return self._find_exact(form) or self._find_near(shingles)
+            return self._find_exact(form) or (self._find_near(shingles) if len(shingles) else None)
         except sqlite3.Error as exc:
             raise self._failure(exc) from exc
 
@@ -89,7 +91,7 @@ class SqliteDuplicateIndex:
         """Remember a text under its id."""
         form, shingles = self._prepare(text)
         n = self._count = self._count + 1
-        keys = self._band_keys(shingles)
+        keys = self._band_keys(shingles) if len(shingles) else []
         try:
             self._db.execute("INSERT INTO texts VALUES (?, ?, ?)", (n, id, form))
             self._db.execute("INSERT INTO exact VALUES (?, ?)", (_form_key(form), n))
@@ -105,10 +107,9 @@ class SqliteDuplicateIndex:
         self._db.close()
 
     def _prepare(self, text: str) -> tuple[str, UintArray]:
-        """Normal form and shingles; `add` after `find` of the same text does not work them out again."""
+        """Exact form, and the shingles of a text that can have near repeats; `add` after `find` does not repeat it."""
         if self._last[0] != text or not self._last[1]:
-            form = normal_form(text)
-            self._last = (text, form, shingle_hashes(form))
+            self._last = (text, exact_form(text), _near_shingles(text))
         return self._last[1], self._last[2]
 
     def _find_exact(self, form: str) -> DuplicateHit | None:
@@ -122,7 +123,7 @@ class SqliteDuplicateIndex:
         mine = set(shingles.tolist())
         for (n,) in rows:
             (form,) = self._db.execute("SELECT form FROM texts WHERE n = ?", (n,)).fetchone()
-            similarity = jaccard(mine, set(shingle_hashes(form).tolist()))
+            similarity = jaccard(mine, set(_near_shingles(form).tolist()))
             if similarity > best[0] or (similarity == best[0] and best[1] == 0):
                 best = (similarity, n)
         if not best[1]:
@@ -144,10 +145,14 @@ class SqliteDuplicateIndex:
         )
 
 
+def exact_form(text: str) -> str:
+    """NFC text in which white space is single spaces."""
+    return " ".join(unicodedata.normalize("NFC", _storable(text)).split())
+
+
 def normal_form(text: str) -> str:
     """Casefolded NFKC text in which punctuation and white space are single spaces. Text of nothing else stays."""
-    whole = text.encode("utf-8", "replace").decode()  # half a surrogate pair cannot be stored
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", whole).casefold())
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", _storable(text)).casefold())
     return " ".join(folded.translate(PUNCTUATION).split()) or folded
 
 
@@ -157,7 +162,7 @@ def shingle_hashes(form: str) -> UintArray:
     A shingle has two characters where it begins with a Chinese, Japanese or Korean one, and four elsewhere. A shorter
     text is one shingle.
     """
-    codes = np.frombuffer(form.encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
+    codes = _codes(form)
     cjk = _is_cjk(codes)
     n = max(len(codes) - (SHORT if cjk[-LONG:].any() else LONG) + 1, 1)
     padded = np.zeros(n + LONG - 1, np.uint64)
@@ -181,6 +186,21 @@ def band_shape(threshold: float) -> tuple[int, int]:
         if bands <= MAX_BANDS:
             return bands, rows
     return MAX_BANDS, 2
+
+
+def _near_shingles(text: str) -> UintArray:
+    """Shingles of the normal form; none where it is too short for a near repeat."""
+    form = normal_form(text)
+    width = len(form) + int(_is_cjk(_codes(form)).sum()) if len(form) < MIN_NEAR_WIDTH else len(form)
+    return shingle_hashes(form) if width >= MIN_NEAR_WIDTH else np.empty(0, np.uint64)
+
+
+def _storable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()  # half a surrogate pair cannot be stored
+
+
+def _codes(form: str) -> UintArray:
+    return np.frombuffer(form.encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
 
 
 def _is_cjk(codes: UintArray) -> NDArray[np.bool_]:
