@@ -78,7 +78,7 @@ class SelectConfig(Model):
     agreement: bool = Field(
         default=True, description="keep a generated row only where the scored label is the intended one"
     )
-    balance: bool = Field(default=True, description="same number of rows a label, most valuable first")
+    balance: bool = Field(default=True, description="cap labels at the geometric mean of their counts")
     per_label: int | None = Field(default=None, ge=1, description="cap a label; None: no cap beyond balance")
     per_seed: int | None = Field(default=None, ge=1, description="cap for the variants of one seed")
     target_rows: int | None = Field(
@@ -150,6 +150,17 @@ class RunConfig(Model):
     loop: LoopConfig = LoopConfig()
 
 
+TOLERANT_ENGINE_KEYS = (
+    "hang_timeout_s",
+    "max_restarts",
+    "max_in_flight",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "gpu_memory_utilization",
+    "kv_cache_gib",
+)
+"""Settings of memory and patience: a run may be resumed with others when the first ones did not fit the machine."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": {
@@ -175,7 +186,7 @@ def build_config(preset: str = "default", *overrides: dict[str, Any]) -> RunConf
 def config_hash(config: RunConfig) -> str:
     """Hash of everything that changes the result. How many tries or seconds the engine gets does not."""
     data = config.model_dump(mode="json")
-    for key in ("hang_timeout_s", "max_restarts", "max_in_flight"):
+    for key in TOLERANT_ENGINE_KEYS:
         data["engine"].pop(key)
     return sha256_bytes(canonical_json(data))
 

@@ -8,7 +8,7 @@ T times: M_t <- fit(base, D0 + D2); gate; D2 <- select(relabel(D1))
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from afdc.errors import AdapterError
 from afdc.result import EvalSummary, Evaluation, RoundResult
@@ -20,10 +20,12 @@ from afdc_pipeline.stages.augment import build_pool
 from afdc_pipeline.stages.decide import Decisions, decide
 from afdc_pipeline.stages.evaluate import evaluate
 from afdc_pipeline.stages.fit import train_member, train_round
+from afdc_pipeline.stages.runner import StageRun, run_stage
 from afdc_pipeline.stages.score import Scorer, score_pool
-from afdc_pipeline.stages.swap import serve
+from afdc_pipeline.stages.swap import accept_adapter
 
 BASE = Scorer("base")
+AUGMENT_STAGES = ("generate", "filter", "unlabeled")
 
 
 @dataclass
@@ -34,21 +36,25 @@ class LoopState:
     labellers: list[Scorer] = field(default_factory=list)
     score_keys: dict[str, StageKey] = field(default_factory=dict)
     best: Scorer = BASE
-    best_holdout: float | None = None
+    best_holdout: Evaluation | None = None
     history: list[RoundResult] = field(default_factory=list)
     decisions: list[Decisions] = field(default_factory=list)
     eval: EvalSummary = field(default_factory=EvalSummary)
     stop_reason: str = ""
 
 
-async def run_loop(ctx: JobContext) -> LoopState:
-    """Run the whole job, skipping what the ledger already holds, and return where it ended."""
+async def run_loop(ctx: JobContext, history: list[RoundResult] | None = None) -> LoopState:
+    """Run the whole job, skipping what the ledger already holds, and return where it ended.
+
+    Args:
+        history: filled round by round, so that the caller has the finished rounds when a later one fails.
+    """
     pool = await build_pool(ctx)
-    state = LoopState(pool)
+    state = LoopState(pool, history=[] if history is None else history)
     base = await _eval(ctx, 0, BASE)
     seeds_only = await _round_zero(ctx, state)
     await _label(ctx, state, 0)
-    _record(ctx, state, 0, seeds_only)
+    await _record(ctx, state, 0, seeds_only, holdout=state.best_holdout)
     while not state.stop_reason:
         await _self_train(ctx, state, len(state.history))
     state.eval = _eval_summary(ctx, state, base, seeds_only)
@@ -57,51 +63,52 @@ async def run_loop(ctx: JobContext) -> LoopState:
 
 async def _round_zero(ctx: JobContext, state: LoopState) -> Evaluation | None:
     """Adapters on D0 alone: the first labellers, and the baseline that the loop has to beat."""
-    members = [await _member(ctx, number) for number in range(ctx.config.loop.members)]
-    if members:
-        state.labellers, state.best = members, members[0]
-        holdout = await _holdout(ctx, 0, state.best)
-        state.best_holdout = holdout.accuracy if holdout else None
-        return await _eval(ctx, 0, state.best)
-    state.labellers = [BASE]
-    if not ctx.inputs.eval:
-        return None
-    return await _eval(ctx, 0, await _member(ctx, 0))
+    if not ctx.config.loop.members:
+        state.labellers = [BASE]
+        return await _eval(ctx, 0, await _member(ctx, 0)) if ctx.inputs.eval else None
+    state.labellers = [await _member(ctx, number) for number in range(ctx.config.loop.members)]
+    state.best = state.labellers[0]
+    state.best_holdout = await _holdout(ctx, 0, state.best)
+    return await _eval(ctx, 0, state.best)
 
 
 async def _member(ctx: JobContext, number: int) -> Scorer:
-    return Scorer(f"m{number}", await train_member(ctx, number))
+    """A seeds-only adapter. Raises AdapterError when it fails verification: there is nothing to fall back to."""
+    scorer = Scorer(f"m{number}", await train_member(ctx, number))
+    refused = await accept_adapter(ctx, 0, scorer.name, scorer.served)
+    if refused:
+        raise AdapterError(refused, remedy="See docs/engine.md, Adapters")
+    return scorer
 
 
 async def _self_train(ctx: JobContext, state: LoopState, round: int) -> None:
     """One round: fit on D0 and D2, verify and activate, gate, relabel D1, rebuild D2."""
     previous = None if state.best == BASE else state.best.adapter
-    name = await train_round(ctx, round, state.pool, state.decisions[-1], previous)
-    scorer = Scorer(f"r{round}", name)
-    try:
-        await serve(ctx, name)
-    except AdapterError as exc:
-        state.stop_reason = f"adapter {name} was not activated: {exc.message}"
+    scorer = Scorer(f"r{round}", await train_round(ctx, round, state.pool, state.decisions[-1], previous))
+    refused = await accept_adapter(ctx, round, scorer.name, scorer.served)
+    if refused:
+        state.stop_reason = f"adapter {scorer.served} was not activated: {refused}"
         ctx.progress.note(state.stop_reason)
-        ctx.ledger.add_event("adapter_refused", {"adapter": name, "reason": exc.message})
         return
     holdout = await _holdout(ctx, round, scorer)
     accepted = _passes_gate(state, holdout)
+    evaluation = await _eval(ctx, round, scorer)
     if accepted:
         _activate(ctx, state, scorer, holdout)
-    evaluation = await _eval(ctx, round, scorer)
-    await _label(ctx, state, round)
-    _record(ctx, state, round, evaluation, scorer=scorer, holdout=holdout, activated=accepted)
+        await _label(ctx, state, round)
+    else:  # the same labellers would decide the same again
+        state.decisions.append(replace(state.decisions[-1], flip_rate=None))
+    await _record(ctx, state, round, evaluation, scorer=scorer, holdout=holdout, activated=accepted)
 
 
 def _passes_gate(state: LoopState, holdout: Evaluation | None) -> bool:
     """An adapter that loses held-out accuracy is not handed out; without held-out seeds every adapter passes."""
-    return holdout is None or state.best_holdout is None or holdout.accuracy >= state.best_holdout
+    return holdout is None or state.best_holdout is None or holdout.accuracy >= state.best_holdout.accuracy
 
 
 def _activate(ctx: JobContext, state: LoopState, scorer: Scorer, holdout: Evaluation | None) -> None:
     state.best = scorer
-    state.best_holdout = holdout.accuracy if holdout else None
+    state.best_holdout = holdout
     keep = [s for s in state.labellers if s != BASE] if ctx.config.loop.ensemble else []
     state.labellers = [*keep, scorer]
 
@@ -115,7 +122,7 @@ async def _label(ctx: JobContext, state: LoopState, round: int) -> None:
     state.decisions.append(await decide(ctx, round, state.pool, keys, previous))
 
 
-def _record(
+async def _record(
     ctx: JobContext,
     state: LoopState,
     round: int,
@@ -127,7 +134,6 @@ def _record(
 ) -> None:
     """Add the round to the history and ask the stopping rules."""
     decisions = state.decisions[-1]
-    seconds = {stage: value for (number, stage), value in ctx.ledger.seconds().items() if number == round}
     result = RoundResult(
         round=round,
         candidates=state.pool.size,
@@ -141,25 +147,42 @@ def _record(
         adapter=(scorer or state.best).served,
         activated=activated,
         note="" if activated else "lost held-out accuracy: the adapter before it is kept",
-        seconds={stage: round_seconds(value) for stage, value in seconds.items()},
+        seconds=stage_seconds(ctx, round),
     )
     state.history.append(result)
-    state.stop_reason = _stop_reason(ctx, state)
-    ctx.ledger.add_event("round_finished", {"round": round, "selected": decisions.selected})
+    state.stop_reason = await _stop_reason(ctx, state)
 
 
-def round_seconds(value: float) -> float:
+def stage_seconds(ctx: JobContext, round: int) -> dict[str, float]:
+    """Seconds of a round's stages. The augment rounds, which have numbers of their own, come before round 0 ends."""
+    seconds: dict[str, float] = {}
+    for (number, stage), value in ctx.ledger.seconds().items():
+        augmenting = stage in AUGMENT_STAGES
+        if (0 if augmenting else number) == round:
+            seconds[f"{stage}-{number}" if augmenting else stage] = milliseconds(value)
+    return seconds
+
+
+def milliseconds(value: float) -> float:
     """Seconds with millisecond resolution."""
     return round(value, 3)
 
 
-def _stop_reason(ctx: JobContext, state: LoopState) -> str:
-    totals = ctx.ledger.totals()
-    spent = stopping.Spent(
-        tokens=int(totals.get("prompt_tokens", 0) + totals.get("completion_tokens", 0)),
-        seconds=sum(ctx.ledger.seconds().values()),
-    )
-    return stopping.stop_reason(state.history, ctx.config, spent) or ""
+async def _stop_reason(ctx: JobContext, state: LoopState) -> str:
+    """Ask once a round and keep the answer: a resumed run has spent more and must not stop elsewhere."""
+
+    async def body(_run: StageRun) -> dict[str, str]:
+        totals = ctx.ledger.totals()
+        spent = stopping.Spent(
+            tokens=int(totals.get("prompt_tokens", 0) + totals.get("completion_tokens", 0)),
+            seconds=sum(ctx.ledger.seconds().values()),
+        )
+        return {"reason": stopping.stop_reason(state.history, ctx.config, spent) or ""}
+
+    last = state.history[-1]
+    inputs = {"adapter": last.adapter, "selected": last.selected}
+    result = await run_stage(ctx, StageKey(last.round, "stop"), inputs, body, title="ask the stopping rules")
+    return str(result["reason"])
 
 
 def _eval_summary(

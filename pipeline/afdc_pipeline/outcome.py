@@ -28,13 +28,13 @@ def rejected_rows(ctx: JobContext, state: LoopState) -> Iterator[dict[str, Any]]
     for candidate, story in _stories(ctx, state):
         if not story[-1]["keep"]:
             yield _row(ctx, state, candidate, story)
-    for candidate, reason in state.pool.dropped():
-        yield {**_blank(candidate), "reason": reason}
+    for candidate, reason, detail in state.pool.dropped():
+        yield {**_blank(candidate), "reason": reason, "detail": detail}
 
 
 def filter_counts(state: LoopState) -> dict[str, int]:
     """Texts that never reached the scorer, counted by reason, most frequent first."""
-    return dict(Counter(reason for _, reason in state.pool.dropped()).most_common())
+    return dict(Counter(reason for _, reason, _ in state.pool.dropped()).most_common())
 
 
 def all_drops(state: LoopState, filtered: Mapping[str, int]) -> dict[str, int]:
@@ -64,6 +64,7 @@ def _row(ctx: JobContext, state: LoopState, candidate: Candidate, story: list[di
         "entropy": last["entropy"],
         "label_history": [names[row["label"]] if row["distribution"] else "" for row in story],
         "reason": last["reason"],
+        "detail": last["error"],
         "weight": last["weight"] if last["keep"] else 0.0,
     }
 
@@ -99,6 +100,7 @@ def _blank(candidate: Candidate) -> dict[str, Any]:
         "entropy": None,
         "label_history": [],
         "reason": "",
+        "detail": "",
         "cluster": candidate.cluster,
         "weight": 0.0,
         "review_state": "unreviewed",

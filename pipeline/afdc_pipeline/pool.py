@@ -10,6 +10,7 @@ from afdc_pipeline.rows import Candidate
 from afdc_pipeline.seams import ChunkRecord, Ledger, RowStore, StageKey
 
 DROP = "drop"
+DETAIL = "detail"
 
 
 @dataclass(frozen=True)
@@ -41,17 +42,17 @@ class Pool:
         """The accepted candidates of a chunk."""
         return [to_candidate(row) for row in self._store.get(chunk.ref) if not row[DROP]]
 
-    def dropped(self) -> Iterator[tuple[Candidate, str]]:
-        """Every text that the filters left out, with the reason."""
+    def dropped(self) -> Iterator[tuple[Candidate, str, str]]:
+        """Every text that the filters left out, with the reason and what the engine said, where it refused it."""
         for chunk in self._chunks:
             for row in self._store.get(chunk.ref):
                 if row[DROP]:
-                    yield to_candidate(row), row[DROP]
+                    yield to_candidate(row), row[DROP], row[DETAIL]
 
 
 def to_candidate(row: dict[str, object]) -> Candidate:
     """The candidate of a filter row."""
-    return Candidate.from_row({name: value for name, value in row.items() if name != DROP})
+    return Candidate.from_row({name: value for name, value in row.items() if name not in (DROP, DETAIL)})
 
 
 def _positions(records: Sequence[ChunkRecord]) -> Iterator[PoolChunk]:

@@ -188,6 +188,10 @@ class Ledger(Protocol):
         """Committed chunks, by index."""
         ...
 
+    def begun(self, key: StageKey, inputs: str) -> list[ChunkRecord]:
+        """Chunks of a stage that is about to go on. Raises ConflictError when they were made from other inputs."""
+        ...
+
     def commit_chunk(self, key: StageKey, inputs: str, chunk: ChunkRecord) -> None: ...
 
     def commit_stage(

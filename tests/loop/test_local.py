@@ -112,7 +112,9 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(request_of: Callable[..., 
     request = request_of()
     with pytest.raises(InterruptedRunError, match="same command"):
         run(request, World(stop))
-    assert json.loads((request.out / "result.json").read_text())["status"] == "interrupted"
+    left = json.loads((request.out / "result.json").read_text())
+    assert left["status"] == "interrupted"
+    assert [one["round"] for one in left["rounds"]] == [0]
     again = World()
     result = run(request, again)
     assert not [call for call in again.engines[0].calls if call.startswith("generate")]
@@ -201,3 +203,30 @@ def test_the_plan_starts_nothing(request_of: Callable[..., RunRequest]) -> None:
 
 def test_every_error_has_an_exit_code() -> None:
     assert all(1 < kind.exit_code < 131 for kind in AfdcError.__subclasses__())
+
+
+def test_a_seed_that_does_not_fit_is_named_before_an_engine_starts(
+    request_of: Callable[..., RunRequest], tmp_path: Path
+) -> None:
+    rows = [{"text": s.text, "label": s.label} for s in make_seeds()]
+    rows[3]["text"] = "very long " * 3000
+    world = World()
+    with pytest.raises(InputError, match=r"seeds2\.jsonl.*tokens"):
+        run(request_of(seeds=write_jsonl(tmp_path / "seeds2.jsonl", rows)), world)
+    assert not world.engines
+
+
+def test_settings_of_memory_may_change_when_a_run_goes_on(request_of: Callable[..., RunRequest]) -> None:
+    first = run(request_of())
+    assert run(request_of(small_config(engine={"kv_cache_gib": 1.0}))) == first
+
+
+def test_a_damaged_ledger_is_one_clear_message(request_of: Callable[..., RunRequest]) -> None:
+    request = request_of()
+    run(request)
+    (request.out / "result.json").unlink()
+    for path in (request.out / "state").glob("ledger.db*"):
+        path.unlink()
+    (request.out / "state" / "ledger.db").write_bytes(b"not a database" * 100)
+    with pytest.raises(StorageError, match="ledger"):
+        run(request)

@@ -7,11 +7,15 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.fakes.job import make_job
+from afdc.adapter import AdapterManifest
+from afdc.errors import AdapterError, ConflictError
+from tests.fakes.engine import FakeEngine
+from tests.fakes.job import make_job, small_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EVERY = 29  # a prime step walks over all kinds of points; the slow test takes every one
@@ -60,3 +64,37 @@ def test_a_finished_job_asks_the_engine_nothing(tmp_path: Path) -> None:
     assert again.rows(again.run()) == rows
     assert not [call for call in again.engine.calls if not call.startswith("load:")]
     assert not again.trainer.jobs
+
+
+def test_a_budget_stops_a_resumed_run_where_it_stopped_before(tmp_path: Path) -> None:
+    free = make_job(tmp_path / "free")
+    free.run()
+    usage = free.engine.usage()
+    half = (usage.prompt_tokens + usage.completion_tokens) * 2 // 3
+    config = small_config(loop={"rounds": 2, "members": 2, "token_budget": half})
+    first = make_job(tmp_path / "tight", config).run()
+    assert "token_budget" in first.stop_reason
+    again = make_job(tmp_path / "tight", config).run()
+    assert (again.stop_reason, len(again.history)) == (first.stop_reason, len(first.history))
+    assert again.best == first.best
+
+
+def test_a_refused_adapter_stays_refused(tmp_path: Path) -> None:
+    class Refusing(FakeEngine):
+        async def load_adapter(self, folder: Path) -> AdapterManifest:
+            if "-r2-" in folder.name:
+                raise AdapterError("probe failed")
+            return await super().load_adapter(folder)
+
+    first = make_job(tmp_path, engine=Refusing()).run()
+    again = make_job(tmp_path).run()
+    assert "probe failed" in again.stop_reason
+    assert (again.best, len(again.history)) == (first.best, len(first.history))
+
+
+def test_chunks_of_another_device_are_not_mixed_in(tmp_path: Path) -> None:
+    run_child(tmp_path, 40)
+    job = make_job(tmp_path)
+    job.ctx.info = replace(job.ctx.info, device="cuda")
+    with pytest.raises(ConflictError, match="other inputs"):
+        job.run()

@@ -16,7 +16,7 @@ from afdc.task import normalise_text, text_id
 from afdc_pipeline.augment import PlannedRequest, plan_requests, screen
 from afdc_pipeline.context import JobContext
 from afdc_pipeline.filters import Style, TextLimits
-from afdc_pipeline.pool import DROP, Pool, to_candidate
+from afdc_pipeline.pool import DETAIL, DROP, Pool, to_candidate
 from afdc_pipeline.rows import Candidate, candidate_id
 from afdc_pipeline.seams import DuplicateIndex, Generated, StageKey
 from afdc_pipeline.stages.runner import StageRun, chunks_digest, run_stage
@@ -89,7 +89,12 @@ async def _generate(ctx: JobContext, number: int) -> None:
             await _generate_window(ctx, run, window)
         return {"requests": len(plan)}
 
-    inputs = {"requests": len(plan), "seeds": [seed.id for seed in ctx.inputs.training_seeds]}
+    inputs = {
+        "requests": len(plan),
+        "seeds": [seed.id for seed in ctx.inputs.training_seeds],
+        "prompts": [[one.prompt_hash, one.sampling] for one in (plan[0], plan[-1])],
+        "engine": [ctx.info.device, ctx.info.dtype],
+    }
     total = len(ctx.inputs.training_seeds) * ctx.config.augment.variants
     await run_stage(ctx, StageKey(number, "generate"), inputs, body, title="generate variants", total=total)
 
@@ -141,23 +146,24 @@ async def _generate_window(ctx: JobContext, run: StageRun, window: Sequence[Chun
 
 
 def _raw_rows(ctx: JobContext, limits: TextLimits, planned: PlannedRequest, generated: Generated) -> Iterator[Row]:
-    """One row a completion; a request that the engine refused leaves one row for its first draw."""
+    """One row a draw; those of a request that the engine refused have no text, and its reason."""
     if generated.error:
-        yield {**_refused(planned).to_row(), DROP: "engine_rejected"}
+        for draw in range(planned.first_draw, planned.first_draw + planned.request.n):
+            yield {**_refused(planned, draw).to_row(), DROP: "engine_rejected", DETAIL: generated.error}
     for one in screen(planned, generated, limits, ctx.task, ctx.config.augment.min_mean_logprob):
-        yield {**one.candidate.to_row(), DROP: one.reason or ""}
+        yield {**one.candidate.to_row(), DROP: one.reason or "", DETAIL: ""}
 
 
-def _refused(planned: PlannedRequest) -> Candidate:
+def _refused(planned: PlannedRequest, draw: int) -> Candidate:
     return Candidate(
-        id=candidate_id(planned.job, planned.augment_round, planned.parent, planned.first_draw),
+        id=candidate_id(planned.job, planned.augment_round, planned.parent, draw),
         text="",
         source="generated",
         intended=planned.label,
         parent=planned.parent,
         seed_ids=planned.seed_ids,
         augment_round=planned.augment_round,
-        draw=planned.first_draw,
+        draw=draw,
         prompt_hash=planned.prompt_hash,
         sampling=planned.sampling,
     )
@@ -173,7 +179,9 @@ async def _filter(ctx: JobContext, number: int, seen: SeenTexts) -> None:
                 _index_accepted(index, ctx.store.get(run.done[record.index].ref))
             else:
                 raw = ctx.store.get(record.ref)
-                _commit(run, record.index, [_deduplicate(index, to_candidate(row), row[DROP]) for row in raw])
+                _commit(
+                    run, record.index, [_deduplicate(index, to_candidate(row), row[DROP], row[DETAIL]) for row in raw]
+                )
         return {}
 
     inputs = {"raw": chunks_digest(ctx, source)}
@@ -183,11 +191,12 @@ async def _filter(ctx: JobContext, number: int, seen: SeenTexts) -> None:
     seen.keys.append(key)
 
 
-def _deduplicate(index: DuplicateIndex, candidate: Candidate, reason: str) -> Row:
+def _deduplicate(index: DuplicateIndex, candidate: Candidate, reason: str = "", detail: str = "") -> Row:
     """Drop what repeats a gold text or an accepted one; otherwise accept it and remember it.
 
     Args:
         reason: why the text was dropped before, or "".
+        detail: what the engine said about it, where it refused it.
     """
     hit = None if reason else index.find(candidate.text)
     if hit is not None:
@@ -197,7 +206,7 @@ def _deduplicate(index: DuplicateIndex, candidate: Candidate, reason: str) -> Ro
     if not reason:
         index.add(candidate.id, candidate.text)
         candidate = replace(candidate, cluster=candidate.id)
-    return {**candidate.to_row(), DROP: reason}
+    return {**candidate.to_row(), DROP: reason, DETAIL: detail}
 
 
 async def _take_unlabeled(ctx: JobContext, seen: SeenTexts) -> None:
@@ -210,7 +219,7 @@ async def _take_unlabeled(ctx: JobContext, seen: SeenTexts) -> None:
             if number in run.done:
                 _index_accepted(index, ctx.store.get(run.done[number].ref))
             else:
-                _commit(run, number, [_deduplicate(index, _real_text(text), "") for text in batch])
+                _commit(run, number, [_deduplicate(index, _real_text(text)) for text in batch])
         return {}
 
     key = StageKey(0, "unlabeled")

@@ -6,14 +6,17 @@ one number a row and measure. Selection works on those columns, and a last pass 
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from afdc.errors import StorageError
 from afdc_pipeline import scoring
 from afdc_pipeline.context import JobContext
 from afdc_pipeline.pool import Pool, PoolChunk
@@ -82,13 +85,19 @@ class LabelView:
         self.pool = pool
         self._labels = {name: i for i, name in enumerate(ctx.task.names)}
         self._seeds = {seed.id: i for i, seed in enumerate(ctx.inputs.seeds)}
+        self._intended = np.full(pool.size, -1, dtype=np.int32)
         self._table = self._fill(scores)
-        self._weights = self._alignment() if ctx.config.select.align and pool.size else None
+        self._weights = self._alignment() if ctx.config.select.align else None
 
     def probs(self, chunk: PoolChunk) -> FloatArray:
         """Label distributions [n, L] of a chunk, aligned where the config says so; NaN for a rejected text."""
         mean = self._mean(chunk)
         return mean if self._weights is None else scoring.reweight(mean, self._weights)
+
+    def errors(self, chunk: PoolChunk) -> list[str]:
+        """Why the engine refused each text of a chunk; "" where it did not."""
+        rows = [self._ctx.store.get(refs[chunk.index]) for refs in self._refs]
+        return [next((one["error"] for one in members if one["error"]), "") for members in zip(*rows, strict=True)]
 
     def columns(self) -> Columns:
         """One number a row and measure, for the whole pool."""
@@ -111,22 +120,22 @@ class LabelView:
         return Columns.from_probs(
             self.probs(chunk),
             [c.id for c in candidates],
-            [self._labels.get(c.intended or "", -1) for c in candidates],
+            self._intended[chunk.start : chunk.start + chunk.size],
             [self._seeds.get(c.parent, -1) for c in candidates],
             self._rows(chunk)[:, -1].astype(np.float64),
         )
 
     def _fill(self, scores: Sequence[StageKey]) -> NDArray[np.float32]:
-        refs = [{c.index: c.ref for c in self._ctx.ledger.chunks(key)} for key in scores]
+        self._refs = [{c.index: c.ref for c in self._ctx.ledger.chunks(key)} for key in scores]
         shape = (max(self.pool.size, 1), len(self._labels) + 1)
-        with tempfile.TemporaryFile(dir=self._ctx.layout.state) as scratch:
-            table = np.memmap(scratch, np.float32, "w+", shape=shape)
+        table = map_scratch(self._ctx.layout.state, shape)
         for chunk in self.pool.chunks():
-            rows = [read_logprobs(self._ctx.store.get(ref[chunk.index]), shape[1] - 1) for ref in refs]
+            rows = [read_logprobs(self._ctx.store.get(refs[chunk.index]), shape[1] - 1) for refs in self._refs]
             members = [scoring.normalise(logprobs) for logprobs in rows]
             where = slice(chunk.start, chunk.start + chunk.size)
             table[where, :-1] = scoring.ensemble(members)
             table[where, -1] = scoring.disagreement(members)
+            self._intended[where] = [self._labels.get(c.intended or "", -1) for c in self.pool.read(chunk)]
         return table
 
     def _rows(self, chunk: PoolChunk) -> NDArray[np.float32]:
@@ -135,25 +144,45 @@ class LabelView:
     def _mean(self, chunk: PoolChunk) -> FloatArray:
         return np.asarray(self._rows(chunk)[:, :-1], dtype=np.float64)
 
-    def _alignment(self) -> FloatArray:
-        return scoring.alignment_weights(lambda: map(self._mean, self.pool.chunks()), self._seed_mix())
+    def _alignment(self) -> FloatArray | None:
+        """Weights that make the mean prediction over generated texts the mix of labels they were written for.
 
-    def _seed_mix(self) -> FloatArray:
-        counts = np.zeros(len(self._labels))
-        for seed in self._ctx.inputs.seeds:
-            counts[self._labels[seed.label]] += 1
-        return np.asarray(counts / counts.sum())
+        Real texts are corrected by the same weights and not towards that mix: theirs is their own.
+        """
+        mix = np.bincount(self._intended[self._intended >= 0], minlength=len(self._labels)).astype(np.float64)
+        return scoring.alignment_weights(self._generated, mix) if mix.any() else None
+
+    def _generated(self) -> Iterator[FloatArray]:
+        for chunk in self.pool.chunks():
+            written = self._intended[chunk.start : chunk.start + chunk.size] >= 0
+            yield self._mean(chunk)[written]
+
+
+def map_scratch(folder: Path, shape: tuple[int, int]) -> NDArray[np.float32]:
+    """A float32 array in an unnamed file, its space reserved: a disk that is full says so now and not by a signal.
+
+    Raises:
+        StorageError: there is no room for it.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder) as scratch:
+            os.posix_fallocate(scratch.fileno(), 0, shape[0] * shape[1] * 4)
+            return np.memmap(scratch, np.float32, "r+", shape=shape)
+    except OSError as exc:
+        raise StorageError(
+            f"cannot reserve scratch space in {folder}: {exc.strerror}", remedy="Free space, then run the command again"
+        ) from exc
 
 
 def _write(run: StageRun, view: LabelView, columns: Columns, chosen: Selection) -> None:
     for chunk in view.pool.chunks():
         if chunk.index not in run.done:
-            probs = view.probs(chunk)
-            rows = [_row(columns, chosen, chunk.start + i, probs[i]) for i in range(chunk.size)]
+            probs, errors = view.probs(chunk), view.errors(chunk)
+            rows = [_row(columns, chosen, chunk.start + i, probs[i], errors[i]) for i in range(chunk.size)]
             run.put(chunk.index, rows, kept=sum(row["keep"] for row in rows))
 
 
-def _row(columns: Columns, chosen: Selection, at: int, probs: FloatArray) -> dict[str, Any]:
+def _row(columns: Columns, chosen: Selection, at: int, probs: FloatArray, error: str) -> dict[str, Any]:
     return {
         "label": int(columns.label[at]),
         "keep": bool(chosen.keep[at]),
@@ -161,6 +190,7 @@ def _row(columns: Columns, chosen: Selection, at: int, probs: FloatArray) -> dic
         "weight": float(chosen.weight[at]),
         **{name: _number(getattr(columns, name)[at]) for name in MEASURES},
         "distribution": [] if columns.rejected[at] else probs.tolist(),
+        "error": error,
     }
 
 

@@ -66,7 +66,8 @@ async def _fit(
             await ctx.engine.reclaim_device()
         return _stage_result(result, count)
 
-    described = {"rows": inputs, "name": name, "epochs": epochs, "member": member, "continued": str(continued or "")}
+    start = continued.name if continued else ""
+    described = {"rows": inputs, "name": name, "epochs": epochs, "member": member, "continued": start}
     result = await run_stage(ctx, StageKey(round, f"train-{name}"), described, body, title=f"train adapter {name}")
     return str(result["adapter"])
 

@@ -13,8 +13,10 @@ from afdc.files import canonical_json, sha256_bytes
 from afdc_pipeline.context import JobContext
 from afdc_pipeline.seams import ChunkRecord, StageKey
 
+SECONDS = "seconds"
 
-@dataclass(frozen=True)
+
+@dataclass
 class StageRun:
     """A stage in progress. `put` commits a chunk: rows, counters and what the engine spent on them."""
 
@@ -22,12 +24,16 @@ class StageRun:
     key: StageKey
     inputs: str
     done: Mapping[int, ChunkRecord]
+    mark: float
+    """When the last chunk was committed, so that a chunk records its own seconds."""
 
     def put(self, index: int, rows: Sequence[Mapping[str, Any]], **counters: float) -> None:
         """Write the rows durably, then record them. A kill between the two leaves a file that nothing refers to."""
         ref = self.ctx.store.put(rows)
         spent = self.ctx.meter.take()
-        chunk = ChunkRecord(index, ref, len(rows), {**counters, **spent})
+        now = self.ctx.clock()
+        chunk = ChunkRecord(index, ref, len(rows), {**counters, **spent, SECONDS: now - self.mark})
+        self.mark = now
         self.ctx.ledger.commit_chunk(self.key, self.inputs, chunk)
         tokens = spent["completion_tokens"] or spent["prompt_tokens"]
         self.ctx.progress.advance(len(rows), **counters, tokens=tokens)
@@ -53,12 +59,13 @@ async def run_stage(
     finished = ctx.ledger.finished(key, digest)
     if finished is not None:
         return finished
-    done = {chunk.index: chunk for chunk in ctx.ledger.chunks(key)}
+    done = {chunk.index: chunk for chunk in ctx.ledger.begun(key, digest)}
     ctx.progress.stage(key, title, total)
     ctx.progress.advance(sum(chunk.rows for chunk in done.values()))
     started = ctx.clock()
-    result = dict(await body(StageRun(ctx, key, digest, done)))
-    ctx.ledger.commit_stage(key, digest, result, ctx.clock() - started, ctx.meter.take())
+    result = dict(await body(StageRun(ctx, key, digest, done, started)))
+    earlier = sum(chunk.counters[SECONDS] for chunk in done.values())
+    ctx.ledger.commit_stage(key, digest, result, earlier + ctx.clock() - started, ctx.meter.take())
     return result
 
 

@@ -1,13 +1,13 @@
 """Score and relabel: log-probs of every label for every text of D1, one scorer at a time.
 
 A scorer is the base model or one adapter. Its scores are a stage of chunks aligned with the chunks of the pool, so a
-committee is several such stages and no text is scored twice by the same weights.
+committee is several such stages and no text is scored twice by the same weights. Chunks go to the engine one after
+another: a resumed stage then asks for the same batches as an undisturbed one.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,6 @@ from afdc_pipeline.pool import Pool, PoolChunk
 from afdc_pipeline.seams import FloatArray, Scores, StageKey
 from afdc_pipeline.stages.runner import StageRun, run_stage
 from afdc_pipeline.stages.swap import serve
-
-CHUNKS_AT_ONCE = 3
 
 
 @dataclass(frozen=True)
@@ -41,12 +39,12 @@ async def score_pool(ctx: JobContext, round: int, pool: Pool, scorer: Scorer) ->
 
     async def body(run: StageRun) -> dict[str, Any]:
         await serve(ctx, scorer.adapter)
-        waiting = [chunk for chunk in pool.chunks() if chunk.index not in run.done]
-        for group in _groups(waiting, CHUNKS_AT_ONCE):
-            await asyncio.gather(*(_score_chunk(ctx, run, pool, chunk, scorer) for chunk in group))
+        for chunk in pool.chunks():
+            if chunk.index not in run.done:
+                await _score_chunk(ctx, run, pool, chunk, scorer)
         return {"scorer": scorer.served}
 
-    inputs = {"pool": pool.digest, "scorer": scorer.served}
+    inputs = {"pool": pool.digest, "scorer": scorer.served, "engine": [ctx.info.device, ctx.info.dtype]}
     await run_stage(ctx, key, inputs, body, title=f"relabel D1 with {_title(scorer)}", total=pool.size)
     return key
 
@@ -72,11 +70,6 @@ async def _score_chunk(ctx: JobContext, run: StageRun, pool: Pool, chunk: PoolCh
     texts = [candidate.text for candidate in pool.read(chunk)]
     scores = await ctx.engine.score(texts, ctx.task, scorer.adapter)
     run.put(chunk.index, score_rows(scores), rejected=len(scores.errors))
-
-
-def _groups(items: Sequence[PoolChunk], size: int) -> Iterator[Sequence[PoolChunk]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
 
 
 def _title(scorer: Scorer) -> str:

@@ -1,15 +1,40 @@
 """Serve an adapter: load it beside the live ones, probe, activate; free the slot of the one not used for longest.
 
-Loading is not a stage of the ledger: what an engine holds ends with its process, so it is done again when needed.
+Whether an adapter was accepted is a stage of the ledger, decided once. What an engine holds ends with its process, so
+loading is done again when a stage needs it.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from afdc.errors import AdapterError
 from afdc_pipeline.context import JobContext
+from afdc_pipeline.seams import StageKey
+from afdc_pipeline.stages.runner import StageRun, run_stage
 
 SPARE_SLOTS = 1  # left free so that a new adapter loads beside all the live ones
+
+
+async def accept_adapter(ctx: JobContext, round: int, name: str, adapter: str) -> str:
+    """Load and probe a new adapter; returns why it was refused, or "".
+
+    Args:
+        name: short name of the adapter ("m0", "r1"), which names the stage.
+        adapter: the adapter's full name.
+    """
+
+    async def body(_run: StageRun) -> dict[str, Any]:
+        try:
+            await serve(ctx, adapter)
+        except AdapterError as exc:
+            return {"refused": exc.message}
+        return {"refused": ""}
+
+    title = f"verify and activate adapter {name}"
+    result = await run_stage(ctx, StageKey(round, f"swap-{name}"), {"adapter": adapter}, body, title=title)
+    return str(result["refused"])
 
 
 async def serve(ctx: JobContext, name: str | None, folder: Path | None = None) -> None:
@@ -31,7 +56,5 @@ async def serve(ctx: JobContext, name: str | None, folder: Path | None = None) -
         await ctx.engine.unload_adapter(oldest)
         del ctx.loaded[oldest]
     path = folder or ctx.layout.adapters / name
-    started = ctx.clock()
     await ctx.engine.load_adapter(path)
     ctx.loaded[name] = path
-    ctx.ledger.add_event("adapter_activated", {"adapter": name, "seconds": ctx.clock() - started})

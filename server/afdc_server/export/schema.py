@@ -38,6 +38,7 @@ AUDIT_SCHEMA = pa.schema(
         pa.field("entropy", pa.float64()),
         pa.field("label_history", pa.list_(pa.string())),
         pa.field("reason", pa.string()),
+        pa.field("detail", pa.string()),
         pa.field("cluster", pa.string()),
         pa.field("weight", pa.float64()),
         pa.field("review_state", pa.string()),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Select, Table, create_engine, event, func, insert, select, update
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError
 
 from afdc.errors import ConflictError, StorageError
 from afdc_pipeline.seams import ChunkRecord, StageKey
@@ -31,16 +31,12 @@ def open_sqlite(path: Path) -> Engine:
     Raises:
         StorageError: the file cannot be opened or is not a database.
     """
-    try:
+    with translated("opened"):
         path.parent.mkdir(parents=True, exist_ok=True)
         engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT_S})
         event.listen(engine, "connect", _set_pragmas)
         event.listen(engine, "begin", _begin_immediate)
         metadata.create_all(engine)
-    except (OperationalError, OSError) as exc:
-        raise StorageError(
-            f"cannot open the ledger {path}: {exc}", remedy="Check the folder's rights and free space"
-        ) from exc
     return engine
 
 
@@ -54,6 +50,18 @@ def _begin_immediate(connection: Connection) -> None:
     """Writers queue for the lock at once; readers of a WAL database need none."""
     reads = connection.get_execution_options().get(READ_ONLY)
     connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Name what a damaged, locked or full database raises."""
+    try:
+        yield
+    except (DatabaseError, OSError) as exc:
+        reason = exc.orig if isinstance(exc, DatabaseError) else exc
+        raise StorageError(
+            f"the ledger cannot be {what}: {reason}", remedy="Check the folder's rights, free space and ledger.db"
+        ) from exc
 
 
 class SqlLedger:
@@ -70,18 +78,21 @@ class SqlLedger:
         row = self._first(_of(stages, self.job, key))
         if row is None:
             return None
-        if row.inputs != inputs:
-            raise ConflictError(
-                f"stage {key.stage} of round {key.round} was made from other inputs",
-                remedy="Use the options, files and model of the first start, or another output folder",
-            )
+        _check_inputs(key, row.inputs, inputs)
         return dict(row.result)
 
     def chunks(self, key: StageKey) -> list[ChunkRecord]:
         """See `Ledger.chunks`."""
-        with self._reader.connect() as connection:
+        with self._reading() as connection:
             rows = connection.execute(_of(chunks, self.job, key).order_by(chunks.c.idx)).all()
         return [ChunkRecord(row.idx, row.ref, row.rows, row.counters) for row in rows]
+
+    def begun(self, key: StageKey, inputs: str) -> list[ChunkRecord]:
+        """See `Ledger.begun`."""
+        row = self._first(_of(chunks, self.job, key).where(chunks.c.inputs != inputs))
+        if row is not None:
+            _check_inputs(key, row.inputs, inputs)
+        return self.chunks(key)
 
     def commit_chunk(self, key: StageKey, inputs: str, chunk: ChunkRecord) -> None:
         """See `Ledger.commit_chunk`."""
@@ -121,13 +132,13 @@ class SqlLedger:
     def seconds(self) -> dict[tuple[int, str], float]:
         """See `Ledger.seconds`."""
         query = select(stages.c.round, stages.c.stage, stages.c.seconds).where(stages.c.job == self.job)
-        with self._reader.connect() as connection:
+        with self._reading() as connection:
             return {(row.round, row.stage): row.seconds for row in connection.execute(query)}
 
     def totals(self) -> dict[str, float]:
         """See `Ledger.totals`."""
         total: Counter[str] = Counter()
-        with self._reader.connect() as connection:
+        with self._reading() as connection:
             for table in (chunks, stages):
                 for (counters,) in connection.execute(select(table.c.counters).where(table.c.job == self.job)):
                     total.update(counters)
@@ -141,7 +152,7 @@ class SqlLedger:
     def events(self, after: int = 0) -> list[tuple[int, str, dict[str, Any]]]:
         """Events with an id above `after`: (id, kind, payload), ids gapless from 1."""
         query = select(events).where(events.c.job == self.job, events.c.id > after).order_by(events.c.id)
-        with self._reader.connect() as connection:
+        with self._reading() as connection:
             return [(row.id, row.kind, row.payload) for row in connection.execute(query)]
 
     def get_value(self, key: str) -> Any:
@@ -164,7 +175,7 @@ class SqlLedger:
         return number
 
     def _take_fence(self) -> int:
-        with self._engine.begin() as connection:
+        with translated("written"), self._engine.begin() as connection:
             fence = connection.execute(select(jobs.c.fence).where(jobs.c.job == self.job)).scalar()
             if fence is None:
                 connection.execute(insert(jobs).values(job=self.job, fence=1, created_at=time.time()))
@@ -174,22 +185,30 @@ class SqlLedger:
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
-        try:
-            with self._engine.begin() as connection:
-                current = connection.execute(select(jobs.c.fence).where(jobs.c.job == self.job)).scalar()
-                if current != self._fence:
-                    raise ConflictError(
-                        f"another process has taken over job {self.job}", remedy="Nothing was written; end this process"
-                    )
-                yield connection
-        except OperationalError as exc:
-            raise StorageError(
-                f"the ledger cannot be written: {exc.orig}", remedy="Free space, then run the command again"
-            ) from exc
+        with translated("written"), self._engine.begin() as connection:
+            current = connection.execute(select(jobs.c.fence).where(jobs.c.job == self.job)).scalar()
+            if current != self._fence:
+                raise ConflictError(
+                    f"another process has taken over job {self.job}", remedy="Nothing was written; end this process"
+                )
+            yield connection
 
     def _first(self, query: Select[Any]) -> Any:
-        with self._reader.connect() as connection:
+        with self._reading() as connection:
             return connection.execute(query).first()
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        with translated("read"), self._reader.connect() as connection:
+            yield connection
+
+
+def _check_inputs(key: StageKey, stored: str, wanted: str) -> None:
+    if stored != wanted:
+        raise ConflictError(
+            f"stage {key.stage} of round {key.round} was made from other inputs",
+            remedy="Use the options, files, model and device of the first start, or another output folder",
+        )
 
 
 def _of(table: Table, job: str, key: StageKey) -> Select[Any]:

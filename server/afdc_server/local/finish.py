@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 from afdc.config import RunConfig, config_hash
+from afdc.errors import StorageError
 from afdc.files import publish_folder, write_json
 from afdc.layout import RunLayout
 from afdc.result import AdapterRef, PathRows, RunResult, Usage
@@ -66,8 +67,13 @@ def copy_adapter(layout: RunLayout, state: LoopState) -> AdapterRef | None:
     if state.best == BASE:
         return None
     temporary = layout.root / ".adapter.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(layout.adapters / state.best.served, temporary)
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(layout.adapters / state.best.served, temporary)
+    except OSError as exc:
+        raise StorageError(
+            f"cannot copy the adapter to {layout.root}: {exc}", remedy="Free space, then run the command again"
+        ) from exc
     publish_folder(temporary, layout.adapter)
     return AdapterRef(path=str(layout.adapter), name=state.best.served)
 

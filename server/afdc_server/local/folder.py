@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from afdc.config import RunConfig
+from afdc.config import TOLERANT_ENGINE_KEYS, RunConfig
 from afdc.errors import ConflictError, StorageError
 from afdc.files import canonical_json, sha256_bytes, write_json
 from afdc.layout import RunLayout
@@ -19,7 +19,6 @@ from afdc_server.models import ModelRef
 
 IDENTITY_FILE = "job.json"
 LOCK_FILE = "lock"
-TOLERANT_ENGINE_KEYS = ("hang_timeout_s", "max_restarts", "max_in_flight")
 SHOWN_DIFFERENCES = 4
 
 

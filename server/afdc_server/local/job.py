@@ -7,13 +7,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from afdc.config import config_hash
-from afdc.errors import AfdcError, InterruptedRunError
+from afdc.errors import ConflictError, InterruptedRunError, StorageError
 from afdc.files import write_json
 from afdc.layout import RunLayout
-from afdc.result import RunResult
+from afdc.result import RoundResult, RunResult
 from afdc_pipeline.context import JobContext, Meter
 from afdc_pipeline.estimate import Plan
 from afdc_pipeline.loop import run_loop
@@ -22,6 +23,7 @@ from afdc_server.duplicates import SqliteDuplicateIndex
 from afdc_server.ledger import SqlLedger, open_sqlite
 from afdc_server.local.finish import finish, usage_so_far
 from afdc_server.local.folder import check_folder, claim_folder, hold_folder, job_id, job_identity
+from afdc_server.local.lengths import check_lengths
 from afdc_server.local.plan import plan_request
 from afdc_server.local.request import CheckedRequest, RunRequest, check_request
 from afdc_server.models import ModelRef, detect_device, resolve_model
@@ -59,9 +61,9 @@ def real_parts() -> Parts:
 
 def plan_local(request: RunRequest) -> Plan:
     """What a run would do and cost, from the files and settings alone. Nothing is started or written."""
+    check_folder(RunLayout(request.out))
     checked = check_request(request)
-    device = detect_device(request.config.engine.device)
-    return plan_request(checked, request.config, device)
+    return plan_request(checked, request.config, detect_device(request.config.engine.device))
 
 
 def run_local(request: RunRequest, progress: Progress, parts: Parts | None = None) -> RunResult:
@@ -70,11 +72,12 @@ def run_local(request: RunRequest, progress: Progress, parts: Parts | None = Non
     Raises:
         AfdcError: see `afdc.errors`; whatever was finished before is kept and the same command goes on from there.
     """
+    layout = RunLayout(request.out.expanduser().resolve())
+    check_folder(layout)
     checked = check_request(request)
     model = resolve_model(request.config.model, detect_device(request.config.engine.device))
     identity = job_identity(checked, request.config, model)
-    layout = RunLayout(request.out)
-    check_folder(layout)
+    check_lengths(checked, request, model)
     with hold_folder(layout):
         claim_folder(layout, identity)
         done = finished_result(layout)
@@ -119,21 +122,24 @@ class LocalJob:
         ledger = SqlLedger(open_sqlite(self.layout.ledger), self.job)
         before = float(ledger.get_value(WALL_SECONDS) or 0.0)
         engine = self.parts.engine(self.model, self.request, self.layout)
+        rounds: list[RoundResult] = []
+
+        def wall() -> float:
+            return before + time.monotonic() - started
+
         try:
             ctx = await self._start(engine, ledger)
-            state = await run_loop(ctx)
-            wall = before + time.monotonic() - started
-            return finish(ctx, state, self.request.config, self.model, wall)
+            state = await run_loop(ctx, rounds)
+            return finish(ctx, state, self.request.config, self.model, wall())
         except (asyncio.CancelledError, KeyboardInterrupt) as exc:
-            self._leave(ledger, "interrupted", "stopped by the user")
+            self._leave(ledger, rounds, wall(), "interrupted", "stopped by the user")
             raise InterruptedRunError(
                 "stopped", remedy=f"Everything finished is in {self.layout.root}: run the same command to go on"
             ) from exc
-        except AfdcError as exc:
-            self._leave(ledger, "failed", str(exc))
+        except Exception as exc:  # whatever it was, result.json must not go on saying what an earlier start said
+            self._leave(ledger, rounds, wall(), "failed", str(exc))
             raise
         finally:
-            ledger.set_value(WALL_SECONDS, before + time.monotonic() - started)
             await engine.close()
 
     async def _start(self, engine: Engine, ledger: SqlLedger) -> JobContext:
@@ -153,8 +159,13 @@ class LocalJob:
             meter=Meter(engine),
         )
 
-    def _leave(self, ledger: SqlLedger, status: str, error: str) -> None:
-        """Leave a result.json that says how far the run came."""
+    def _leave(self, ledger: SqlLedger, rounds: list[RoundResult], wall: float, status: str, error: str) -> None:
+        """Leave a result.json that says how far the run came, unless the very disk is what failed."""
+        with suppress(StorageError, ConflictError):
+            ledger.set_value(WALL_SECONDS, wall)
+            self._write_result(ledger, rounds, wall, status, error)
+
+    def _write_result(self, ledger: SqlLedger, rounds: list[RoundResult], wall: float, status: str, error: str) -> None:
         result = RunResult.model_validate(
             {
                 "status": status,
@@ -165,7 +176,8 @@ class LocalJob:
                 "config_hash": config_hash(self.request.config),
                 "seeds": len(self.checked.seeds),
                 "labels": list(self.checked.task.names),
-                "usage": usage_so_far(ledger),
+                "rounds": rounds,
+                "usage": usage_so_far(ledger, wall),
                 "error": error,
             }
         )

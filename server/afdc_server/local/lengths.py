@@ -1,0 +1,34 @@
+"""Whether the user's own texts fit into the model, asked before an engine starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from afdc.errors import InputError
+from afdc.prompting import PromptCodec
+from afdc_server.engine.build import load_tokenizer, model_length
+from afdc_server.local.request import CheckedRequest, RunRequest
+from afdc_server.models import ModelRef
+
+
+def check_lengths(checked: CheckedRequest, request: RunRequest, model: ModelRef) -> None:
+    """Check the task's template, every seed and every --eval text against the context length.
+
+    Raises:
+        InputError: a text or the task itself is too long.
+        ModelError: the model's template or vocabulary cannot express the task.
+    """
+    limit = min(request.config.engine.max_model_len, model_length(model.path))
+    codec = PromptCodec(load_tokenizer(model.path), checked.task)
+    _check_texts(codec, limit, request.seeds, (seed.text for seed in checked.seeds))
+    if request.eval is not None:
+        _check_texts(codec, limit, request.eval, (example.text for example in checked.eval))
+
+
+def _check_texts(codec: PromptCodec, limit: int, path: Path, texts: Iterable[str]) -> None:
+    for text in texts:
+        try:
+            codec.check_length(text, limit)
+        except InputError as exc:
+            raise InputError(f"{text[:40]!r}...: {exc.message}", path=str(path), remedy=exc.remedy) from exc
