@@ -3,7 +3,7 @@
 Exact repeats agree in NFC form up to white space; letter case and punctuation count ("C#" is not "C"). Near repeats are
 judged without case and punctuation, and only where a text is long enough to tell. They are found by MinHash signatures
 cut into LSH bands (Broder 1997; Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, chapter 3) and confirmed by
-the exact Jaccard similarity of their character shingles, so a false alarm of the signatures costs time and never a text.
+the exact Jaccard similarity of their character shingles, so a false alarm of the signatures costs time and no text.
 """
 
 from __future__ import annotations

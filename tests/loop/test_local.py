@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 
 from afdc.config import RunConfig
-from afdc.errors import AfdcError, ConflictError, InputError, InterruptedRunError, StorageError, TrainerError
+from afdc.errors import (
+    AfdcError,
+    ConflictError,
+    InputError,
+    InterruptedRunError,
+    StorageError,
+    TrainerError,
+    UsageError,
+)
 from afdc.layout import RunLayout
 from afdc.training import TrainJob, TrainResult
 from afdc_pipeline.context import SilentProgress
@@ -146,6 +154,38 @@ def test_seeds_inside_eval_are_an_error_with_the_line(request_of: Callable[..., 
         run(request_of(eval=gold), world)
     assert not world.engines
     assert not (tmp_path / "out").exists()
+
+
+def test_eval_texts_that_are_nearly_seeds_are_told_together(
+    request_of: Callable[..., RunRequest], tmp_path: Path
+) -> None:
+    seeds = make_seeds()
+    rows = [{"text": f"{seed.text} !", "label": seed.label} for seed in seeds[:2]]
+    gold = write_jsonl(tmp_path / "eval.jsonl", [{"text": "something new", "label": "BETA"}, *rows])
+    with pytest.raises(InputError, match=r"eval\.jsonl:2: .* is nearly .*\n  line 3: "):
+        plan_local(request_of(eval=gold))
+    far = small_config(augment={"near_duplicate": 1.0})
+    other = write_jsonl(tmp_path / "other.jsonl", [{"text": f"{seeds[0].text} and more", "label": "BETA"}])
+    assert plan_local(request_of(far, eval=other))
+
+
+def test_an_eval_text_with_two_labels_is_an_error(request_of: Callable[..., RunRequest], tmp_path: Path) -> None:
+    rows = [{"text": "something new", "label": "BETA"}, {"text": "something  new", "label": "ALPHA"}]
+    gold = write_jsonl(tmp_path / "eval.jsonl", rows)
+    with pytest.raises(InputError, match=r"eval\.jsonl:2: the text has label 'ALPHA' here and 'BETA' on line 1"):
+        plan_local(request_of(eval=gold))
+
+
+@pytest.mark.parametrize("loop", [{"members": 0, "ensemble": False}, {"members": 1}, {"members": 3, "ensemble": False}])
+def test_a_committee_of_one_is_refused(request_of: Callable[..., RunRequest], loop: dict[str, Any]) -> None:
+    config = small_config(select={"strategy": "committee"}, loop=loop)
+    with pytest.raises(UsageError, match=r"loop\.members"):
+        plan_local(request_of(config))
+
+
+def test_a_folder_that_cannot_be_read_is_a_storage_error(request_of: Callable[..., RunRequest], tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"cannot read .*File name too long"):
+        run(request_of(out=tmp_path / ("x" * 300)))
 
 
 def test_a_failed_training_leaves_a_result_that_says_so(request_of: Callable[..., RunRequest]) -> None:

@@ -49,8 +49,10 @@ def claim_folder(layout: RunLayout, identity: dict[str, Any]) -> None:
         StorageError: it cannot be written.
     """
     path = layout.state / IDENTITY_FILE
-    if path.exists():
-        _check_identity(layout.root, json.loads(path.read_bytes()), identity)
+    with _readable(layout):
+        stored = json.loads(path.read_bytes()) if path.exists() else None
+    if stored is not None:
+        _check_identity(layout.root, stored, identity)
     else:
         write_json(path, identity)
 
@@ -60,17 +62,27 @@ def check_folder(layout: RunLayout) -> None:
 
     Raises:
         ConflictError: it holds files that are not a run's.
+        StorageError: it cannot be read.
     """
-    if (layout.state / IDENTITY_FILE).exists():
-        return
-    if layout.root.is_file() or (layout.root.is_dir() and _foreign_files(layout)):
+    with _readable(layout):
+        is_foreign = not (layout.state / IDENTITY_FILE).exists() and _holds_other_files(layout)
+    if is_foreign:
         raise ConflictError(
             f"{layout.root} exists and is not a run of afdc", remedy="Give --out a new or an empty folder"
         )
 
 
-def _foreign_files(layout: RunLayout) -> bool:
-    return any(entry != layout.state for entry in layout.root.iterdir())
+def _holds_other_files(layout: RunLayout) -> bool:
+    entries = layout.root.iterdir() if layout.root.is_dir() else ()
+    return layout.root.is_file() or any(entry != layout.state for entry in entries)
+
+
+@contextmanager
+def _readable(layout: RunLayout) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise StorageError(f"cannot read {layout.root}: {exc.strerror}", remedy="Give another --out") from exc
 
 
 def _check_identity(root: Path, stored: dict[str, Any], identity: dict[str, Any]) -> None:

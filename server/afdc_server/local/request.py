@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from afdc.config import RunConfig
-from afdc.errors import InputError
+from afdc.errors import InputError, UsageError
 from afdc.files import sha256_file
 from afdc.inputs import ReadExample, iter_texts, read_examples, read_task
-from afdc.seeds import check_seeds, infer_task
+from afdc.seeds import check_seeds, first_of_each, infer_task
 from afdc.task import Example, Task, normalise_text, text_id
 from afdc_pipeline import holdout
 from afdc_pipeline.context import JobInputs
 from afdc_pipeline.rows import Seed
+from afdc_pipeline.seams import DuplicateHit
+from afdc_server.duplicates import SqliteDuplicateIndex
+
+SHOWN_LEAKS = 20
 
 
 @dataclass(frozen=True)
@@ -61,14 +67,18 @@ def check_request(request: RunRequest) -> CheckedRequest:
     """Read every file and check it.
 
     Raises:
+        UsageError: settings that cannot work together.
         InputError: with file, line and remedy.
     """
+    check_settings(request.config)
     task = read_task(request.task) if request.task else None
     read = read_examples(request.seeds, task)
     task = task or infer_task(read)
     report = check_seeds(read, task)
     gold = read_examples(request.eval, task) if request.eval else []
-    check_leaks(report.examples, gold, request.seeds)
+    if gold:
+        first_of_each(gold, task)  # raises where a text has two labels; repeats with one label stay
+        check_leaks(report.examples, gold, request.seeds, request.config.augment.near_duplicate)
     if request.unlabeled is not None:
         _check_texts(request.unlabeled)
     files = {"seeds": request.seeds, "eval": request.eval, "unlabeled": request.unlabeled}
@@ -82,30 +92,57 @@ def check_request(request: RunRequest) -> CheckedRequest:
     )
 
 
-def check_leaks(seeds: Sequence[Example], gold: Sequence[ReadExample], path: Path) -> None:
-    """Refuse --eval texts that are also seeds: the accuracy would be that of texts already seen in training.
+def check_settings(config: RunConfig) -> None:
+    """Refuse settings that are good each by itself and do nothing together.
 
     Raises:
-        InputError: naming the line of the --eval file.
+        UsageError: a committee of one, whose members never disagree.
     """
-    known = {_key(seed.text) for seed in seeds}
-    for example in gold:
-        if _key(example.text) in known:
-            raise InputError(
-                f"this --eval text is also a seed in {path}: {example.text[:60]!r}",
-                path=example.path,
-                line=example.line,
-                remedy="Take it out of one of the two files: accuracy on texts seen in training says nothing",
-            )
+    loop = config.loop
+    is_alone = loop.members <= 1 or (loop.rounds > 0 and not loop.ensemble)
+    if config.select.strategy == "committee" and is_alone:
+        raise UsageError(
+            "select.strategy committee compares labellers, and with these settings a round has only one",
+            remedy="Set loop.members to 2 or more and loop.ensemble to true, or choose another strategy",
+        )
+
+
+def check_leaks(seeds: Sequence[Example], gold: Sequence[ReadExample], path: Path, threshold: float) -> None:
+    """Refuse --eval texts that repeat a seed: the accuracy would be that of texts already seen in training.
+
+    Args:
+        path: of the seeds, for the message.
+        threshold: similarity at which two texts count as one (`augment.near_duplicate`).
+
+    Raises:
+        InputError: naming the first lines of the --eval file that do.
+    """
+    with TemporaryDirectory(prefix="afdc-") as folder:
+        index = SqliteDuplicateIndex(Path(folder) / "seeds.db", threshold)
+        for seed in seeds:
+            index.add(seed.text, seed.text)
+        hits = ((example, index.find(example.text)) for example in gold)
+        leaks = list(islice(((example, hit) for example, hit in hits if hit), SHOWN_LEAKS))
+        index.close()
+    if leaks:
+        others = "".join(f"\n  line {example.line}: {_tell_leak(example, hit)}" for example, hit in leaks[1:])
+        first, hit = leaks[0]
+        raise InputError(
+            f"this --eval text is also a seed in {path}: {_tell_leak(first, hit)}{others}",
+            path=first.path,
+            line=first.line,
+            remedy="Take it out of one of the two files: accuracy on texts seen in training says nothing",
+        )
+
+
+def _tell_leak(example: ReadExample, hit: DuplicateHit) -> str:
+    nearly = "" if hit.kind == "exact" else f" is nearly {hit.id[:60]!r}"
+    return f"{example.text[:60]!r}{nearly}"
 
 
 def _check_texts(path: Path) -> None:
     for _ in iter_texts(path):
         pass  # reading is the check: it raises at the first line that cannot be used
-
-
-def _key(text: str) -> str:
-    return " ".join(normalise_text(text).casefold().split())
 
 
 def _with_holdout(examples: Sequence[Example], config: RunConfig) -> tuple[Seed, ...]:
