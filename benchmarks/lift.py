@@ -15,7 +15,11 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+from afdc.config import AugmentConfig
+from afdc_server.duplicates import SqliteDuplicateIndex
 
 
 def draw_seeds(train: Path, shots: int, seed: int) -> list[dict[str, str]]:
@@ -31,10 +35,15 @@ def draw_seeds(train: Path, shots: int, seed: int) -> list[dict[str, str]]:
 
 
 def without_repeats(test: Path, seeds: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Test rows that are not also seeds."""
-    known = {" ".join(row["text"].casefold().split()) for row in seeds}
+    """Test rows that repeat no seed, exactly or nearly: `afdc run` refuses those that do."""
     rows = [json.loads(line) for line in test.read_text().splitlines()]
-    return [row for row in rows if " ".join(row["text"].casefold().split()) not in known]
+    with TemporaryDirectory() as folder:
+        index = SqliteDuplicateIndex(Path(folder) / "seeds.db", AugmentConfig().near_duplicate)
+        for row in seeds:
+            index.add(row["label"], row["text"])
+        kept = [row for row in rows if index.find(row["text"]) is None]
+        index.close()
+    return kept
 
 
 def write_jsonl(path: Path, rows: list[dict[str, str]]) -> None:

@@ -150,7 +150,7 @@ def test_seeds_inside_eval_are_an_error_with_the_line(request_of: Callable[..., 
     rows = [{"text": "something new", "label": "BETA"}, {"text": f"  {seed.text.upper()} ", "label": seed.label}]
     gold = write_jsonl(tmp_path / "eval.jsonl", rows)
     world = World()
-    with pytest.raises(InputError, match=r"eval\.jsonl:2: .*also a seed"):
+    with pytest.raises(InputError, match=r"eval\.jsonl:2: .*repeats a seed"):
         run(request_of(eval=gold), world)
     assert not world.engines
     assert not (tmp_path / "out").exists()

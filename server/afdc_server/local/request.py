@@ -128,7 +128,7 @@ def check_leaks(seeds: Sequence[Example], gold: Sequence[ReadExample], path: Pat
         others = "".join(f"\n  line {example.line}: {_tell_leak(example, hit)}" for example, hit in leaks[1:])
         first, hit = leaks[0]
         raise InputError(
-            f"this --eval text is also a seed in {path}: {_tell_leak(first, hit)}{others}",
+            f"this --eval text repeats a seed in {path}: {_tell_leak(first, hit)}{others}",
             path=first.path,
             line=first.line,
             remedy="Take it out of one of the two files: accuracy on texts seen in training says nothing",
