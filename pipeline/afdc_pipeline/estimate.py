@@ -27,8 +27,8 @@ from afdc.config import RunConfig
 from afdc.prompting import Message, system_prompt
 from afdc.task import Task
 from afdc_pipeline.augment import estimate_tokens, plan_requests
-from afdc_pipeline.filters import Style
 from afdc_pipeline.rows import Seed
+from afdc_pipeline.stages.augment import pick_style
 
 KEPT_SHARE = 0.45
 FLAT_BELOW = 1.5e9  # parameters
@@ -188,7 +188,8 @@ def _pieces(name: str) -> tuple[str, ...]:
 
 def _generation(config: RunConfig, inputs: PlanInputs) -> tuple[int, int]:
     """Number of requests and their prompt tokens, from the first round's real prompts (a sample of a long list)."""
-    style: Style = "chat" if config.augment.prompt_style == "chat" else "continuation"
+    # No model is loaded for a plan: it is taken to have a chat template, as nearly all of the large ones do.
+    style = pick_style(config.augment.prompt_style, chat=True, parameters=round(inputs.parameters))
     planned = plan_requests(inputs.seeds, inputs.task, config.augment, "plan", 1, config.seed, style)
     prompts = (one.request.prompt for one in planned)
     sample = [inputs.count_tokens(_plain(prompt)) for prompt in islice(prompts, SAMPLED_PROMPTS)]

@@ -9,7 +9,7 @@ import pytest
 
 from afdc.config import RunConfig, build_config
 from afdc.task import Task
-from afdc_pipeline.estimate import PlanInputs, make_plan, rates_for, trie_reads
+from afdc_pipeline.estimate import Plan, PlanInputs, make_plan, rates_for, trie_reads
 from afdc_pipeline.rows import Seed
 
 TASK = Task.model_validate({"instruction": "What is asked for?", "labels": ["place", "person", "number"]})
@@ -38,6 +38,18 @@ def test_the_paper_preset_scores_with_the_base_and_selects_without_agreement() -
     assert plan.adapters == 3
     assert plan.score_reads == 4 * 432
     assert plan.selected == 432
+
+
+@pytest.mark.parametrize(("parameters", "style"), [(135e6, "continuation"), (4e9, "chat")])
+def test_prompts_are_planned_in_the_style_that_the_run_will_pick(parameters: float, style: str) -> None:
+    planned = make_plan(build_config(), inputs(parameters=parameters))
+    assert planned.prompt_tokens == _with_style(style, parameters).prompt_tokens
+    other = {"chat": "continuation", "continuation": "chat"}[style]
+    assert planned.prompt_tokens != _with_style(other, parameters).prompt_tokens
+
+
+def _with_style(style: str, parameters: float) -> Plan:
+    return make_plan(build_config("default", {"augment": {"prompt_style": style}}), inputs(parameters=parameters))
 
 
 def test_held_out_seeds_are_not_varied() -> None:
