@@ -164,12 +164,12 @@ def test_two_hundred_labels_fit() -> None:
 
 def test_collector_passes_rows_on_and_counts_them(row: Callable[..., dict[str, Any]]) -> None:
     collector = Collector()
-    kept = [row(0, source="seed", confidence=None), *(row(i, confidence=0.72) for i in range(50))]
+    kept = [row(0, source="seed", confidence=1.0), *(row(i, confidence=0.72) for i in range(50))]
     left = [row(i, confidence=1.0, reason=f"reason {i % 2}") for i in range(50)] + [row(1, confidence=float("nan"))]
     assert list(collector.watch_kept(kept)) == kept
     assert len(list(collector.watch_rejected(left))) == 51
     facts = collector.facts(threshold=0.6)
-    assert facts.confidence_kept[14] == 50
+    assert facts.confidence_kept[14] == sum(facts.confidence_kept) == 50, "gold seeds are not scored"
     assert facts.confidence_left[19] == 50
     assert sum(facts.seed_counts.values()) == 1
     assert sum(facts.kept_counts.values()) == 50

@@ -42,7 +42,7 @@ class ReportFacts:
     """Everything that the plots need. An empty field leaves its plot out.
 
     Attributes:
-        confidence_kept: rows kept by confidence, in equal-width bins over 0..1.
+        confidence_kept: scored rows kept by confidence, in equal-width bins over 0..1.
         confidence_left: scored rows left out, in the same bins.
         threshold: tau, drawn into the histogram; 0 draws nothing.
         reliability: confidence against accuracy on gold (--eval, else the held-out seeds), final labeller.
@@ -76,10 +76,11 @@ class Collector:
     def watch_kept(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
         """The same rows, counted on their way. Samples: up to 3 a label."""
         for row in rows:
-            counts = self.seed_counts if row["source"] == "seed" else self.kept_counts
-            counts[str(row["label"])] += 1
-            _count(self.confidence_kept, row["confidence"])
-            if row["source"] != "seed":
+            if row["source"] == "seed":
+                self.seed_counts[str(row["label"])] += 1
+            else:
+                self.kept_counts[str(row["label"])] += 1
+                _count(self.confidence_kept, row["confidence"])
                 self._sample(self.kept, "kept", str(row["label"]), row)
             yield row
 
