@@ -6,6 +6,7 @@ import errno
 import hashlib
 import resource
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import yaml
 from afdc.config import RunConfig
 from afdc.errors import ConflictError, StorageError
 from afdc.prompting import system_prompt
+from afdc.result import EvalSummary
+from afdc.settings import file_layer
 from afdc_server.export import dataset
 from afdc_server.export.card import CardFacts
 from afdc_server.export.dataset import read_summary, verify_dataset, write_dataset
@@ -92,6 +95,19 @@ def test_job_yaml_holds_the_resolved_config(written: Path, facts: CardFacts) -> 
     run = yaml.safe_load((written / "job.yaml").read_text())["run"]
     assert run.pop("task") == "task.json"
     assert RunConfig.model_validate(run) == facts.config
+
+
+def test_job_yaml_names_the_commit_of_a_hub_model_and_the_files(tmp_path: Path, rows: Rows, facts: CardFacts) -> None:
+    commit = "0123456789" * 4
+    hub = replace(facts, model="Qwen/Qwen3-4B", model_revision=commit, unlabeled=True)
+    write_dataset(tmp_path / "d", rows, [], hub)
+    assert file_layer(tmp_path / "d" / "job.yaml").values["model"] == f"Qwen/Qwen3-4B@{commit}"
+    flags = "--config job.yaml --seeds SEEDS --eval GOLD --unlabeled TEXTS --out NEW"
+    assert flags in (tmp_path / "d" / "job.yaml").read_text()
+    local = replace(facts, model="/models/mine", model_revision="f" * 64, eval=EvalSummary())
+    write_dataset(tmp_path / "e", rows, [], local)
+    assert file_layer(tmp_path / "e" / "job.yaml").values["model"] == "/models/mine"
+    assert "--seeds SEEDS --out NEW" in (tmp_path / "e" / "job.yaml").read_text()
 
 
 def test_writing_the_same_again_changes_nothing_and_other_rows_are_refused(

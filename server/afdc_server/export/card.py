@@ -27,6 +27,8 @@ CONFIG_FOLDERS = {
 }
 SIZE_STEPS = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 SAMPLE_CHARS = 160
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class CardFacts:
         adapter: name of the adapter M*; "" where none was trained.
         dropped: generated texts that never became candidates, counted by reason.
         title: heading of the card.
+        unlabeled: the run was given texts without labels.
     """
 
     task: Task
@@ -49,11 +52,17 @@ class CardFacts:
     eval: EvalSummary = field(default_factory=EvalSummary)
     dropped: Mapping[str, int] = field(default_factory=dict)
     title: str = ""
+    unlabeled: bool = False
 
     def identity(self) -> str:
         """Hash of the task and of every setting that changes the result."""
         task = self.task.model_dump(mode="json")
         return sha256_bytes(canonical_json([task, config_hash(self.config), self.model, self.model_revision]))
+
+    def pinned_model(self) -> str:
+        """What `--model` has to be given to get the same weights: a hub id with its commit, everything else by name."""
+        is_hub = HUB_ID.fullmatch(self.model) and HUB_COMMIT.fullmatch(self.model_revision)
+        return f"{self.model}@{self.model_revision}" if is_hub else self.model
 
     def provenance(self) -> dict[str, str]:
         """Where the data set comes from, for the manifest."""
@@ -91,10 +100,13 @@ def escape_markdown(text: str) -> str:
 
 
 def job_yaml(facts: CardFacts) -> str:
-    """The resolved job: `afdc run --config job.yaml --seeds … --out …` makes the same data set again."""
-    run = {"task": "task.json", **facts.config.model_dump(mode="json"), "model": facts.model}
+    """The resolved job and, as a comment, the command and the files that make the same data set again."""
+    run = {"task": "task.json", **facts.config.model_dump(mode="json"), "model": facts.pinned_model()}
+    given = {"--seeds SEEDS": True, "--eval GOLD": facts.eval.n > 0, "--unlabeled TEXTS": facts.unlabeled}
+    command = " ".join(["afdc run --config job.yaml", *(flag for flag, was_given in given.items() if was_given)])
+    note = f"# With the same files this makes the same data set again:\n#   {command} --out NEW\n"
     document = {"run": run, "made_by": facts.provenance()}
-    return str(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+    return note + str(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
 
 
 def task_json(task: Task) -> str:
