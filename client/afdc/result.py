@@ -41,7 +41,7 @@ class RoundResult(Model):
 
 
 class EvalSummary(Model):
-    """Accuracy on --eval; null without it."""
+    """Accuracy on --eval; null without it. `seeds_only`: mean over the adapters of round 0, all trained on D0 alone."""
 
     base: float | None = None
     seeds_only: float | None = None

@@ -9,6 +9,7 @@ T times: M_t <- fit(base, D0 + D2); gate; D2 <- select(relabel(D1))
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from statistics import mean
 
 from afdc.errors import AdapterError
 from afdc.result import EvalSummary, Evaluation, RoundResult
@@ -54,22 +55,28 @@ async def run_loop(ctx: JobContext, history: list[RoundResult] | None = None) ->
     base = await _eval(ctx, 0, BASE)
     seeds_only = await _round_zero(ctx, state)
     await _label(ctx, state, 0)
-    await _record(ctx, state, 0, seeds_only, holdout=state.best_holdout)
+    await _record(ctx, state, 0, seeds_only[0] if seeds_only else None, holdout=state.best_holdout)
     while not state.stop_reason:
         await _self_train(ctx, state, len(state.history))
     state.eval = _eval_summary(ctx, state, base, seeds_only)
     return state
 
 
-async def _round_zero(ctx: JobContext, state: LoopState) -> Evaluation | None:
-    """Adapters on D0 alone: the first labellers, and the baseline that the loop has to beat."""
-    if not ctx.config.loop.members:
+async def _round_zero(ctx: JobContext, state: LoopState) -> list[Evaluation]:
+    """Adapters on D0 alone: the first labellers, and the baseline that the loop has to beat.
+
+    Returns the evaluation of each: the training seed alone moves a seeds-only adapter by several points, so that one of
+    them would be a baseline of luck. Empty without --eval.
+    """
+    count = ctx.config.loop.members or int(bool(ctx.inputs.eval))
+    members = [await _member(ctx, number) for number in range(count)]
+    if ctx.config.loop.members:
+        state.labellers, state.best = members, members[0]
+        state.best_holdout = await _holdout(ctx, 0, state.best)
+    else:
         state.labellers = [BASE]
-        return await _eval(ctx, 0, await _member(ctx, 0)) if ctx.inputs.eval else None
-    state.labellers = [await _member(ctx, number) for number in range(ctx.config.loop.members)]
-    state.best = state.labellers[0]
-    state.best_holdout = await _holdout(ctx, 0, state.best)
-    return await _eval(ctx, 0, state.best)
+    evaluations = [await _eval(ctx, 0, member) for member in members]
+    return [one for one in evaluations if one is not None]
 
 
 async def _member(ctx: JobContext, number: int) -> Scorer:
@@ -186,12 +193,12 @@ async def _stop_reason(ctx: JobContext, state: LoopState) -> str:
 
 
 def _eval_summary(
-    ctx: JobContext, state: LoopState, base: Evaluation | None, seeds_only: Evaluation | None
+    ctx: JobContext, state: LoopState, base: Evaluation | None, seeds_only: list[Evaluation]
 ) -> EvalSummary:
-    final = base if state.best == BASE else _final(state, seeds_only)
+    final = base if state.best == BASE else _final(state, seeds_only[0] if seeds_only else None)
     return EvalSummary(
         base=base.accuracy if base else None,
-        seeds_only=seeds_only.accuracy if seeds_only else None,
+        seeds_only=mean(one.accuracy for one in seeds_only) if seeds_only else None,
         final=final.accuracy if final else None,
         n=len(ctx.inputs.eval),
     )
