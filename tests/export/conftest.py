@@ -37,6 +37,7 @@ def make_row(i: int, **changes: Any) -> dict[str, Any]:
         "entropy": 0.8,
         "label_history": [LABELS[i % 3], LABELS[i % 3]],
         "reason": "confidence above threshold",
+        "detail": "",
         "cluster": "",
         "weight": 1.0,
         "review_state": "none",
