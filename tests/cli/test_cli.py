@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -265,7 +266,34 @@ def test_doctor_knows_what_a_run_needs() -> None:
     assert not {"afdc", "typer", "vllm"} & set(needed_packages())
 
 
-def test_a_closed_pipe_is_no_error() -> None:
-    code = "import sys; from afdc.cli.failures import guard\ndef f(): raise BrokenPipeError\nsys.exit(guard(f))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("args", [("--version",), (*RUN, "--dry-run"), (*RUN, "--dry-run", "--json")])
+def test_a_reader_of_stdout_that_went_away_is_no_error(args: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    result = subprocess.run(
+        [sys.executable, "-m", "afdc", *args], stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writing)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_any_other_broken_pipe_is_an_error(cli: Cli, job: dict[str, Any]) -> None:
+    job["result"] = BrokenPipeError(errno.EPIPE, "Broken pipe")
+    code, out, err = cli(*RUN)
+    assert (code, out) == (6, "")
+    assert "unexpected error: BrokenPipeError" in err
+    assert "BrokenPipeError" in Path(err.strip().rsplit(" in ", 1)[1]).read_text()
+
+
+def test_a_job_goes_on_when_nobody_reads_its_messages(tmp_path: Path) -> None:
+    code = (
+        "from afdc.cli.output import message_console\nconsole = message_console()\n"
+        "for _ in range(3): console.print('x')\nprint('done')"
+    )
+    reading, writing = os.pipe()
+    os.close(reading)
+    result = subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=writing, text=True, check=False
+    )
+    os.close(writing)
+    assert (result.returncode, result.stdout) == (0, "done\n")

@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TextIO, cast
 
 from afdc.errors import AfdcError
 
@@ -24,12 +25,54 @@ UNFORESEEN = 6
 INTERRUPTED = 130
 
 
+class ReaderGoneError(Exception):
+    """Whoever read stdout went away (`afdc … | head`): no fault of this program, and nothing is left to do."""
+
+
+class _Stdout:
+    """stdout that tells a reader who went away apart from every other broken pipe, such as that of a child process."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError as exc:
+            raise ReaderGoneError from exc
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError as exc:
+            raise ReaderGoneError from exc
+
+
 def guard(call: Callable[[], None]) -> int:
     """Run `call` and turn whatever it raises into a message on stderr and an exit code."""
+    stream = sys.stdout
+    sys.stdout = cast(TextIO, _Stdout(stream))
+    try:
+        code = _guarded(call)
+        sys.stdout.flush()
+    except ReaderGoneError:
+        _silence(stream)
+        return 0
+    finally:
+        sys.stdout = stream
+    return code
+
+
+def _guarded(call: Callable[[], None]) -> int:
     try:
         call()
     except SystemExit as exc:
-        if exc.code == INTERRUPTED:  # typer turns a Ctrl-C into this, without a word
+        if isinstance(exc.__context__, BrokenPipeError):  # typer turns every broken pipe into this, without a word
+            return _tell_unforeseen(exc.__context__)
+        if exc.code == INTERRUPTED:  # and so a Ctrl-C
             _tell_interrupted()
         return exc.code if isinstance(exc.code, int) else 0 if exc.code is None else UNFORESEEN
     except AfdcError as exc:
@@ -38,13 +81,16 @@ def guard(call: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         _tell_interrupted()
         return INTERRUPTED
-    except BrokenPipeError:
-        _silence_stdout()
-        return 0
+    except ReaderGoneError:
+        raise
     except Exception as exc:  # the last line of defence: an error that nobody foresaw still gets a message and a log
-        _tell(f"unexpected error: {type(exc).__name__}: {exc}. The details are in {_write_log()}", exc)
-        return UNFORESEEN
+        return _tell_unforeseen(exc)
     return 0
+
+
+def _tell_unforeseen(exc: Exception) -> int:
+    _tell(f"unexpected error: {type(exc).__name__}: {exc}. The details are in {_write_log(exc)}", exc)
+    return UNFORESEEN
 
 
 def _tell(message: str, exc: BaseException) -> None:
@@ -57,19 +103,19 @@ def _tell_interrupted() -> None:
     print("\nafdc: interrupted; run the same command again to go on", file=sys.stderr)
 
 
-def _write_log() -> Path:
-    """Save the traceback of the error being handled under the user's cache folder."""
+def _write_log(exc: Exception) -> Path:
+    """Save the traceback under the user's cache folder."""
     base = os.environ.get("AFDC_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "afdc")
     path = Path(base).expanduser() / "logs" / f"error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(traceback.format_exc(), encoding="utf-8")
+        path.write_text("".join(traceback.format_exception(exc)), encoding="utf-8")
     except OSError:
-        traceback.print_exc()
+        traceback.print_exception(exc)
         return Path(os.devnull)
     return path
 
 
-def _silence_stdout() -> None:
-    """The reader of a pipe went away (`afdc … | head`): keep the interpreter from complaining about it at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _silence(stream: TextIO) -> None:
+    """Keep the interpreter from complaining at exit about what it could not write."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -19,9 +19,15 @@ def data_console() -> Console:
     return console if console.is_terminal else Console(highlight=False, markup=False, width=120)
 
 
+class _MessageConsole(Console):
+    def on_broken_pipe(self) -> None:
+        """Nobody reads the messages any more: the work goes on without them, where rich would end the process."""
+        self.quiet = True
+
+
 def message_console() -> Console:
     """stderr."""
-    return Console(stderr=True, highlight=False, markup=False)
+    return _MessageConsole(stderr=True, highlight=False, markup=False)
 
 
 def print_json(value: Any) -> None:
