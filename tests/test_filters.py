@@ -41,11 +41,29 @@ CHINESE_LIMITS = limits("我要退款，水壶坏了。", "请把鞋子的钱退
         ("1. Where is it?\n2. Is it lost?", "chat", "Where is it?"),
         ("Dear all,\nwhere is it?", "chat", "Dear all,\nwhere is it?"),
         ('1. "refund: give it back"', "chat", "give it back"),
+        ("类别：退款\n留言：请退钱", "chat", "请退钱"),
+        ("**标签**: 物流\n包裹到哪里了？", "chat", "包裹到哪里了？"),
+        ("留言：包裹到哪里了？\n类别：物流", "chat", "包裹到哪里了？"),
+        ("1、文本:请退钱", "chat", "请退钱"),
+        ("Categoría: refund\nMensaje: give it back", "chat", "give it back"),
+        ("Message: give it back", "continuation", "Message: give it back"),
+        ("https://shop.example is down", "chat", "https://shop.example is down"),
+        ("At 12:30 it was not here", "chat", "At 12:30 it was not here"),
+        ("12: it was not here", "chat", "12: it was not here"),
+        ("This is long: it was not here", "chat", "This is long: it was not here"),
         ("cafe\u0301", "chat", "café"),
     ],
 )
 def test_cleaning(raw: str, style: Style, cleaned: str) -> None:
     assert clean_variant(raw, style, labels=(*TASK.names, *CHINESE.names)) == cleaned
+
+
+def test_a_heading_word_that_seeds_have_stays() -> None:
+    own = limits("Question: where is my card?", "Is it lost?")
+    assert own.headed
+    assert not ENGLISH_LIMITS.headed
+    assert clean_variant("Question: is it late?", "chat", headed=own.headed) == "Question: is it late?"
+    assert clean_variant("问题：卡丢了吗？", "chat", headed=True) == "问题：卡丢了吗？"
 
 
 def test_line_breaks_come_back() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from typing import overload
 
@@ -209,17 +210,23 @@ def draw_groups(variants: int) -> list[tuple[int, int]]:
     return [(first, end - first) for first, end in pairwise(starts)]
 
 
-def to_candidates(planned: PlannedRequest, generated: Generated, labels: Sequence[str] = ()) -> list[Candidate]:
-    """One candidate a completion, cleaned, in the order of the draws; none when the engine rejected the request."""
+def to_candidates(
+    planned: PlannedRequest, generated: Generated, labels: Sequence[str] = (), *, headed: bool = False
+) -> list[Candidate]:
+    """One candidate a completion, cleaned, in the order of the draws; none when the engine rejected the request.
+
+    `labels` and `headed` are those of `clean_variant`.
+    """
+    clean = partial(clean_variant, style=planned.style, labels=labels, line_break=planned.line_break, headed=headed)
     draws = enumerate(generated.completions, planned.first_draw)
-    return [_candidate(planned, draw, completion, labels) for draw, completion in draws]
+    return [_candidate(planned, draw, completion, clean(completion.text)) for draw, completion in draws]
 
 
 def screen(
     planned: PlannedRequest, generated: Generated, limits: TextLimits, task: Task, min_mean_logprob: float | None = None
 ) -> list[Screened]:
     """The candidates of a request, each with the reason for which it is left out. Duplicates stay in."""
-    candidates = to_candidates(planned, generated, task.names)
+    candidates = to_candidates(planned, generated, task.names, headed=limits.headed)
     return [
         Screened(
             candidate,
@@ -235,10 +242,10 @@ def screen(
     ]
 
 
-def _candidate(planned: PlannedRequest, draw: int, completion: Completion, labels: Sequence[str]) -> Candidate:
+def _candidate(planned: PlannedRequest, draw: int, completion: Completion, text: str) -> Candidate:
     return Candidate(
         id=candidate_id(planned.job, planned.augment_round, planned.parent, draw),
-        text=clean_variant(completion.text, planned.style, labels=labels, line_break=planned.line_break),
+        text=text,
         source="generated",
         intended=planned.label,
         parent=planned.parent,

@@ -45,6 +45,10 @@ MARKUP = re.compile(
     r"|^\s*(?:system|user|assistant)\s*(?::|$)",
     re.IGNORECASE | re.MULTILINE,
 )
+MARKS = r"\**"  # of bold type
+COLON = rf"{MARKS}\s*[:：]{MARKS}\s*"  # noqa: RUF001 # the full-width colon is what Chinese uses
+WORD = rf"(?:[{CJK}]{{1,5}}|[^\W\d_{CJK}]{{1,12}})"
+HEADING = rf"{MARKS}{WORD}{MARKS}\s*(?:[:：]{MARKS}\s+|：{MARKS}|(?<=[{CJK}])[:：]{MARKS}(?!/))"  # noqa: RUF001 # as above; no URL
 QUOTES = {'"': '"', "'": "'", "“": "”", "«": "»", "「": "」", "『": "』", "„": "“", "*": "*"}
 CHAR_RUN = re.compile(r"(\S)\1{23}")
 MAX_PERIOD = 12
@@ -60,6 +64,7 @@ class TextLimits:
     Attributes:
         min_chars, max_chars, min_units, max_units: bounds on length; units are words and CJK characters.
         multiline: some seed has a line break.
+        headed: some seed begins with a heading word.
         scripts: writing systems of the seeds' words; empty when they have no letters.
         echoes: folded texts that would only repeat the prompt: label names and descriptions.
         instruction: the folded instruction; a text that holds it is a copy. "" when it is too short to tell.
@@ -71,6 +76,7 @@ class TextLimits:
     min_units: int
     max_units: int
     multiline: bool
+    headed: bool
     scripts: frozenset[str]
     echoes: frozenset[str]
     instruction: str
@@ -90,6 +96,7 @@ class TextLimits:
             min_units=math.ceil(min(units) / 4),
             max_units=math.ceil(2.5 * max(units)) + 5,
             multiline=any(len(text.splitlines()) > 1 for text in texts),
+            headed=any(map(is_headed, texts)),
             scripts=frozenset().union(*(scripts_of(text) for text in texts)),
             echoes=frozenset(filter(None, map(_fold, prompt))) - frozenset(map(_fold, texts)),
             instruction=instruction if is_telling else "",
@@ -97,18 +104,22 @@ class TextLimits:
         )
 
 
-def clean_variant(raw: str, style: Style, *, labels: Sequence[str] = (), line_break: str = "") -> str:
-    """The first item of a completion without list marker, label prefix and surrounding quotes.
+def clean_variant(
+    raw: str, style: Style, *, labels: Sequence[str] = (), line_break: str = "", headed: bool = False
+) -> str:
+    """The first item of a completion without list marker, label lines, a heading word and surrounding quotes.
 
     Args:
         raw: what the model wrote.
         style: how it was asked; the first item of a chat answer ends where a second list item begins.
         labels: names that the model may have put before the text.
         line_break: what stands for a line break inside an item of a continuation.
+        headed: some seed begins with a heading word (`is_headed`), so that it belongs to the text.
     """
     text = normalise_text(raw)
     text = restore_breaks(text.split("\n")[0], line_break) if style == "continuation" else _first_item(text)
-    prefix = _prefix_pattern(tuple(labels))
+    prefix = _prefix_pattern(tuple(labels), with_heading=style == "chat" and not headed)
+    text = _label_line_after(tuple(labels)).sub("", text)
     for _ in range(3):  # a model may nest them: 1. "Label: text"
         before = text
         text = _unquote(prefix.sub("", LIST_MARKER.sub("", text, count=1) if LIST_MARKER.match(text) else text)).strip()
@@ -241,11 +252,27 @@ def _first_item(text: str) -> str:
 
 
 @lru_cache(maxsize=256)
-def _prefix_pattern(labels: tuple[str, ...]) -> re.Pattern[str]:
-    """`Label: name` on a line of its own, then `name:` or `Text:` before the text, with or without bold marks."""
-    names = "|".join(re.escape(name) for name in sorted(labels, key=len, reverse=True)) or r"(?!)"
-    colon = r"\**\s*[:：]\**\s*"  # noqa: RUF001 # the full-width colon is what Chinese uses
-    return re.compile(rf"\A(?:\**label{colon}(?:{names})\**\s*\n\s*)?(?:\**(?:text|{names}){colon})?", re.IGNORECASE)
+def _prefix_pattern(labels: tuple[str, ...], with_heading: bool) -> re.Pattern[str]:
+    """`Label: name` on a line of its own, in any language, then `name:`, `Text:` or any `heading:` before the text."""
+    names = _any_of(labels)
+    heading = rf"|{HEADING}" if with_heading else ""
+    line = rf"(?:{MARKS}{WORD}{COLON}(?:{names}){MARKS}\s*\n\s*)?"
+    return re.compile(rf"\A{line}(?:{MARKS}(?:text|{names}){COLON}{heading})?", re.IGNORECASE)
+
+
+@lru_cache(maxsize=256)
+def _label_line_after(labels: tuple[str, ...]) -> re.Pattern[str]:
+    """`Label: name` as the last line, behind the text."""
+    return re.compile(rf"\n\s*{MARKS}{WORD}{COLON}(?:{_any_of(labels)}){MARKS}\s*\Z", re.IGNORECASE)
+
+
+def _any_of(labels: tuple[str, ...]) -> str:
+    return "|".join(re.escape(name) for name in sorted(labels, key=len, reverse=True)) or r"(?!)"
+
+
+def is_headed(text: str) -> bool:
+    """The text begins with one short word and a colon, as in "Question: where is it?"."""
+    return re.match(HEADING, text) is not None
 
 
 def _unquote(text: str) -> str:
