@@ -34,6 +34,7 @@ def finish(ctx: JobContext, state: LoopState, config: RunConfig, model: ModelRef
         adapter=state.best.served,
         eval=state.eval,
         dropped=filtered,
+        unlabeled=ctx.inputs.unlabeled is not None,
     )
     ctx.progress.note("writing the data set, the adapter and the report")
     seen = Collector()
