@@ -13,7 +13,7 @@ from afdc.errors import EngineDiedError, RequestRejectedError
 from afdc_server.engine.backend import Backend, ReadAnswer
 from afdc_server.engine.limits import SuspicionGate, WeightedLimit
 from afdc_server.engine.supervisor import Supervisor
-from afdc_server.engine.tasks import finish_bounded
+from afdc_server.engine.tasks import all_or_none, finish_bounded
 from tests.fakes.backend import POISON, REFUSED, FakeBackend, World
 
 
@@ -140,6 +140,60 @@ async def test_a_cancelled_caller_is_cancelled_and_not_retried() -> None:
         with pytest.raises(asyncio.CancelledError):
             await waiting
     assert world.started == 1
+
+
+async def test_a_restart_outlives_the_caller_that_saw_the_death() -> None:
+    world = World(kill_at_step=1, start_seconds=0.1)
+    async with supervised(world) as supervisor:
+        waiting = asyncio.ensure_future(reads(supervisor, [1]))
+        await asyncio.sleep(0.05)
+        assert supervisor.backend is None
+        waiting.cancel()
+        answers = await asyncio.wait_for(reads(supervisor, [2]), 10)
+        assert isinstance(answers[0], ReadAnswer)
+    assert (world.started, world.live, supervisor.restarts) == (2, 0, 1)
+
+
+@pytest.mark.parametrize("slow_adapters", [False, True], ids=["while it starts", "while it takes adapters"])
+async def test_a_close_during_a_restart_leaves_no_engine(slow_adapters: bool) -> None:
+    async def on_restart(backend: Backend) -> None:
+        await asyncio.sleep(60)
+
+    world = World(kill_at_step=1)
+    async with supervised(world, on_restart=on_restart if slow_adapters else nothing) as supervisor:
+        world.start_seconds = 0 if slow_adapters else 60
+        waiting = asyncio.ensure_future(reads(supervisor, [1, 2]))
+        await asyncio.sleep(0.1)
+    assert (world.started, world.live) == (2, 0)
+    assert all(isinstance(answer, EngineDiedError) for answer in await asyncio.wait_for(waiting, 10))
+
+
+async def test_any_error_of_a_restart_reaches_everyone() -> None:
+    world = World(kill_at_step=1)
+    async with supervised(world) as supervisor:
+        world.broken_start = AssertionError("no such device")
+        answers = [*await reads(supervisor, [1, 2]), *await reads(supervisor, [3])]
+    assert all(isinstance(answer, EngineDiedError) and "no such device" in str(answer) for answer in answers)
+    assert world.live == 0
+
+
+async def test_any_error_of_the_start_stays() -> None:
+    world = World(broken_start=AssertionError("no such device"))
+    supervisor = Supervisor(lambda: FakeBackend(world), nothing, 30, 8, Path("engine.log"))
+    with pytest.raises(EngineDiedError, match="no such device"):
+        await supervisor.start()
+    [answer] = await reads(supervisor, [1])
+    assert isinstance(answer, EngineDiedError)
+    await supervisor.close()
+    assert world.live == 0
+
+
+async def test_one_refused_read_ends_its_siblings() -> None:
+    backend = FakeBackend(World(seconds=0.05))
+    with pytest.raises(RequestRejectedError):
+        await all_or_none(backend.read([token], [token], None) for token in (1, REFUSED, 2))
+    await asyncio.sleep(0.1)
+    assert backend.world.answered == []
 
 
 async def test_probation_lets_few_in_and_alone_means_alone() -> None:

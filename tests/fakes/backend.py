@@ -21,7 +21,10 @@ class World:
     kill_at_step: int = 0
     hang_at_step: int = 0
     fail_starts: int = 0
+    start_seconds: float = 0
+    broken_start: Exception | None = None
     started: int = 0
+    live: int = 0
     loaded: list[list[str]] = field(default_factory=list)
     answered: list[int] = field(default_factory=list)
     most_at_once: int = 0
@@ -39,12 +42,17 @@ class FakeBackend:
 
     async def start(self) -> None:
         self.world.started += 1
+        self.world.live += 1
         self.world.loaded.append(self.adapters)
+        await asyncio.sleep(self.world.start_seconds)
+        if self.world.broken_start is not None:
+            raise self.world.broken_start
         if self.world.fail_starts:
             self.world.fail_starts -= 1
             raise EngineDiedError("no start")
 
     async def close(self) -> None:
+        self.world.live -= 1
         self._dead.set()
 
     def alive(self) -> bool:
@@ -92,7 +100,8 @@ class FakeBackend:
         self.adapters.append(adapter.name)
 
     async def remove_adapter(self, adapter: AdapterSlot) -> None:
-        self.adapters.remove(adapter.name)
+        if adapter.name in self.adapters:  # as in vLLM, an unknown adapter is no error
+            self.adapters.remove(adapter.name)
 
     async def lend_device(self) -> None: ...
 

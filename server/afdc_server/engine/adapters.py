@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from afdc.adapter import WEIGHTS_FILE, AdapterManifest, largest_probe_gap, verify_adapter
 from afdc.errors import AdapterError
-from afdc.prompting import PromptCodec, Tokenizer
 from afdc_server.engine.backend import AdapterSlot
 
 TINY_MARGIN = 0.05  # probability; below it the order of the two best labels may change with the rounding
+MALFORMED = (ValueError, LookupError, OverflowError, TypeError, AttributeError, struct.error)  # of files from outside
 EXPONENT_MASKS = {"F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80), "F32": ("<u4", 0x7F800000)}
 
 
@@ -102,11 +102,18 @@ class AdapterTable:
         return entry
 
     async def drain(self, name: str) -> AdapterSlot | None:
-        """Refuse new users, wait for the present ones, and return the slot to free. None for unknown names."""
+        """Refuse new users, wait for the present ones, and return the slot to free. None for unknown names.
+
+        The adapter stays active when the wait is cancelled.
+        """
         entry = self._live.pop(name, None)
         if entry is None:
             return None
-        await entry.idle.wait()
+        try:
+            await entry.idle.wait()
+        except BaseException:
+            self._live[name] = entry
+            raise
         return entry.slot
 
     def free(self) -> None:
@@ -114,26 +121,37 @@ class AdapterTable:
         self._taken -= 1
 
 
-def check_adapter(folder: Path, tokenizer: Tokenizer, model: str, revision: str, max_rank: int) -> AdapterManifest:
-    """Everything that can be known about an adapter without loading it.
+def check_files(folder: Path, model: str, revision: str, max_rank: int) -> AdapterManifest:
+    """Everything that an adapter's files tell without a tokenizer or an engine; safe in any thread.
 
     Raises:
-        AdapterError: damaged, made for another model or other prompts, of too high a rank, or with weights not finite.
+        AdapterError: damaged, made for another model, of too high a rank, or with weights not finite.
     """
+    try:
+        return _check_files(folder, model, revision, max_rank)
+    except MALFORMED as exc:
+        raise AdapterError(f"{folder} is damaged: {type(exc).__name__}: {exc}") from exc
+
+
+def _check_files(folder: Path, model: str, revision: str, max_rank: int) -> AdapterManifest:
     manifest = verify_adapter(folder)
     if manifest.base_revision != revision:
         raise AdapterError(
             f"{folder} was trained on {manifest.base_model} at {manifest.base_revision}, "
             f"and the engine serves {model} at {revision}"
         )
-    if PromptCodec(tokenizer, manifest.task).template_hash != manifest.template_hash:
-        raise AdapterError(f"{folder} was trained on other prompts than the engine builds (template hash)")
     if manifest.rank > max_rank:
         raise AdapterError(
             f"{folder} has rank {manifest.rank} and the engine takes {max_rank}", remedy="Raise engine.max_lora_rank"
         )
     check_finite(folder / WEIGHTS_FILE)
     return manifest
+
+
+def check_template(manifest: AdapterManifest, template_hash: str) -> None:
+    """Refuse an adapter that was trained on other prompts than those of `template_hash`. Raises AdapterError."""
+    if template_hash != manifest.template_hash:
+        raise AdapterError(f"adapter {manifest.name} was trained on other prompts than the engine builds (template)")
 
 
 def check_finite(path: Path) -> None:
@@ -166,18 +184,22 @@ def check_probes(manifest: AdapterManifest, served: NDArray[np.float64], toleran
         tolerance: largest difference in probability, 0..1.
 
     Raises:
-        AdapterError: the adapter does not behave as it did in the trainer.
+        AdapterError: the adapter does not behave as it did in the trainer, or its probes are malformed.
     """
-    gap = largest_probe_gap(manifest, served.tolist())
+    try:
+        gap = largest_probe_gap(manifest, served.tolist())
+    except MALFORMED as exc:
+        raise AdapterError(f"adapter {manifest.name} has malformed probes: {exc}") from exc
     if not gap <= tolerance:  # also true for NaN
         raise AdapterError(
             f"adapter {manifest.name} answers its probes differently here than in the trainer: "
             f"probabilities differ by up to {gap:.3g}, and {tolerance:g} is allowed"
         )
+    margin = max(TINY_MARGIN, tolerance)  # a difference that is allowed above may also change the order
     for probe, row in zip(manifest.probes, served, strict=True):
         best = int(np.argmax(row))
         expected = np.exp(np.asarray(probe.logprobs))
-        if expected.max() - expected[best] > TINY_MARGIN:
+        if expected.max() - expected[best] > margin:
             raise AdapterError(
                 f"adapter {manifest.name} gives the probe {probe.text[:60]!r} another label than in the trainer"
             )

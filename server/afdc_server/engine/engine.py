@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing, suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,16 +12,16 @@ from pathlib import Path
 import numpy as np
 
 from afdc.adapter import AdapterManifest
-from afdc.errors import AdapterError, EngineDiedError, InputError, RequestRejectedError
+from afdc.errors import AdapterError, EngineDiedError, EngineError, InputError, RequestRejectedError
 from afdc.prompting import PromptCodec, Tokenizer, encode_chat, encode_continuation
 from afdc.task import Task
 from afdc_pipeline.seams import EngineInfo, EngineUsage, FloatArray, Generated, GenerateRequest, Scores
-from afdc_server.engine.adapters import AdapterTable, check_adapter, check_probes
-from afdc_server.engine.backend import AdapterSlot, Backend, ReadAnswer
+from afdc_server.engine.adapters import AdapterTable, check_files, check_probes, check_template
+from afdc_server.engine.backend import AdapterSlot, Backend
 from afdc_server.engine.limits import WeightedLimit
 from afdc_server.engine.settings import EngineSettings
 from afdc_server.engine.supervisor import Supervisor
-from afdc_server.engine.tasks import finish_bounded
+from afdc_server.engine.tasks import all_or_none, finish_bounded, see_through
 from afdc_server.engine.trie import LabelTrie
 
 CANARY_TOKENS = 4
@@ -72,21 +72,27 @@ class SupervisedEngine:
         )
 
     async def generate(self, requests: Sequence[GenerateRequest]) -> AsyncGenerator[Generated, None]:
-        """See `Engine.generate`. Raises AdapterError at once when a request names an adapter that is not loaded."""
-        for name in {request.adapter for request in requests} - {None}:
-            self._adapters.require(str(name))
-        weights = (max(1, request.n) for request in requests)
-        async with aclosing(
-            finish_bounded(self._limit, zip(weights, requests, strict=True), self._generate_one)
-        ) as done:
-            async for generated in done:
-                yield generated
+        """See `Engine.generate`. Raises AdapterError at once when a request names an adapter that is not loaded.
 
-    async def _generate_one(self, request: GenerateRequest) -> Generated:
+        Its adapters are held until the last request is done, so that an unload waits for the whole batch.
+        """
+        left = len(requests)
+        with ExitStack() as held:
+            slots = {name: held.enter_context(self._adapters.use(name)) for name in {r.adapter for r in requests}}
+            jobs = ((max(1, request.n), request) for request in requests)
+            async with aclosing(
+                finish_bounded(self._limit, jobs, lambda r: self._generate_one(r, slots[r.adapter]))
+            ) as done:
+                async for generated in done:
+                    left -= 1
+                    if not left:  # before the yield: the caller may unload without asking for the end
+                        held.close()
+                    yield generated
+
+    async def _generate_one(self, request: GenerateRequest, slot: AdapterSlot | None) -> Generated:
         try:
             prompt = self._encode(request)
-            with self._adapters.use(request.adapter) as slot:
-                answer = await self._supervisor.run(lambda b: b.draw(prompt, request.n, request.sampling, slot))
+            answer = await self._supervisor.run(lambda b: b.draw(prompt, request.n, request.sampling, slot))
         except (RequestRejectedError, InputError) as exc:
             return Generated(request.id, error=str(exc))
         self._count(len(prompt), sum(c.tokens for c in answer.completions), answer.cached_tokens)
@@ -131,8 +137,7 @@ class SupervisedEngine:
         self, backend: Backend, prompt: list[int], trie: LabelTrie, slot: AdapterSlot | None
     ) -> FloatArray:
         """All node reads of one text at once: they share the prompt through the prefix cache."""
-        asked = [backend.read([*prompt, *read.path], read.ids, slot) for read in trie.reads]
-        answers: list[ReadAnswer] = await asyncio.gather(*asked)
+        answers = await all_or_none(backend.read([*prompt, *read.path], read.ids, slot) for read in trie.reads)
         tokens = sum(len(prompt) + len(read.path) for read in trie.reads)
         self._count(tokens, 0, sum(answer.cached_tokens for answer in answers))
         return trie.assemble([answer.logprobs for answer in answers])
@@ -144,13 +149,13 @@ class SupervisedEngine:
     async def load_adapter(self, folder: Path) -> AdapterManifest:
         folder = folder.resolve()
         manifest = await asyncio.to_thread(
-            check_adapter,
+            check_files,
             folder,
-            self._tokenizer,
             self._info.model,
             self._info.model_revision,
             self._settings.config.max_lora_rank,
         )
+        check_template(manifest, self.template_hash(manifest.task))  # on this thread: the tokenizer has state
         async with self._changing:
             live = self._adapters.find(manifest.name)
             if live is not None:
@@ -158,9 +163,17 @@ class SupervisedEngine:
                     raise AdapterError(f"another adapter is live under the name {manifest.name}")
                 return manifest
             with self._adapters.reserve(manifest.name, folder) as slot:
-                await self._load(slot, manifest)
+                try:
+                    await self._load(slot, manifest)
+                except BaseException:  # also a cancellation: the engine must not keep what is not active
+                    await see_through(self._forget(slot))
+                    raise
                 self._adapters.activate(slot, manifest)
         return manifest
+
+    async def _forget(self, slot: AdapterSlot) -> None:
+        with suppress(EngineError):  # the first error rises, and a dead engine has forgotten the adapter
+            await self._supervisor.run(lambda b: b.remove_adapter(slot))
 
     async def _load(self, slot: AdapterSlot, manifest: AdapterManifest) -> None:
         """Load and probe as one piece of work, so that an adapter that kills the engine is found like any culprit."""
@@ -168,11 +181,7 @@ class SupervisedEngine:
             served = await self._supervisor.run(lambda b: self._load_and_probe(b, slot, manifest))
         except RequestRejectedError as exc:
             raise AdapterError(f"adapter {manifest.name} cannot be loaded: {exc}") from exc
-        try:
-            check_probes(manifest, served, self._settings.probe_tolerance(manifest.probe_dtype))
-        except AdapterError:
-            await self._supervisor.run(lambda b: b.remove_adapter(slot))
-            raise
+        check_probes(manifest, served, self._settings.probe_tolerance(manifest.probe_dtype))
 
     async def _load_and_probe(self, backend: Backend, slot: AdapterSlot, manifest: AdapterManifest) -> FloatArray:
         codec, trie = self._plan(manifest.task)
@@ -184,10 +193,13 @@ class SupervisedEngine:
         async with self._changing:
             slot = await self._adapters.drain(name)
             if slot is not None:
-                try:
-                    await self._supervisor.run(lambda b: b.remove_adapter(slot))
-                finally:
-                    self._adapters.free()
+                await see_through(self._remove(slot))
+
+    async def _remove(self, slot: AdapterSlot) -> None:
+        try:
+            await self._supervisor.run(lambda b: b.remove_adapter(slot))
+        finally:
+            self._adapters.free()
 
     async def _reload_adapters(self, backend: Backend) -> None:
         for slot in self._adapters.slots():

@@ -13,9 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from afdc.errors import EngineDiedError, EngineError, RequestRejectedError
+from afdc.errors import AfdcError, EngineDiedError, EngineError, RequestRejectedError
 from afdc_server.engine.backend import Backend
 from afdc_server.engine.limits import SuspicionGate
+from afdc_server.engine.tasks import see_through
 
 T = TypeVar("T")
 Work = Callable[[Backend], Awaitable[T]]
@@ -52,7 +53,7 @@ class Supervisor:
         self._backend: Backend | None = None
         self._fatal: EngineError | None = None
         self._gate = SuspicionGate((UNLIMITED, PROBATION, 1))
-        self._restarting = asyncio.Lock()
+        self._restart: asyncio.Task[None] | None = None  # of this object, not of the caller that saw the death
         self._running: set[asyncio.Future[object]] = set()
         self._watch: asyncio.Task[None] | None = None
         self._busy_since = 0.0
@@ -67,15 +68,24 @@ class Supervisor:
 
     async def start(self) -> None:
         """Start the first backend. Raises EngineDiedError when it does not come up; nothing is retried."""
-        self._backend = await self._started()
+        try:
+            self._backend = await self._started()
+        except AfdcError as exc:
+            self._fatal = exc if isinstance(exc, EngineError) else self._cannot_start(exc)
+            raise
+        except Exception as exc:  # whatever it is, later calls must hear that there is no engine
+            self._fatal = self._cannot_start(exc)
+            raise self._fatal from exc
         self._watch = asyncio.create_task(self._watch_backend())
 
     async def close(self) -> None:
         self._fatal = self._fatal or EngineDiedError("the engine was closed")
         if self._watch is not None:
             self._watch.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._watch
+            await asyncio.wait([self._watch])
+        if self._restart is not None:
+            self._restart.cancel()
+            await asyncio.wait([self._restart])
         for future in list(self._running):
             future.cancel()
         backend, self._backend = self._backend, None
@@ -100,9 +110,8 @@ class Supervisor:
         raise RequestRejectedError("the engine died each time it worked on this, the last time on nothing else")
 
     async def _current(self) -> Backend:
-        if self._backend is None:
-            async with self._restarting:  # a restart is under way: wait for its end
-                pass
+        if self._restart is not None:
+            await asyncio.wait([self._restart])
         if self._fatal is not None:
             raise self._fatal
         if self._backend is None:
@@ -129,19 +138,40 @@ class Supervisor:
                 self.busy_seconds += time.monotonic() - self._busy_since
 
     async def _replace(self, dead: Backend) -> None:
-        """Bring up a new backend in place of `dead`; every caller after the first finds it done."""
-        async with self._restarting:
-            if self._backend is not dead or self._fatal is not None:
-                return
-            self._backend = None
+        """Wait for a new backend in place of `dead`; the first caller begins the restart, and none can cancel it."""
+        if self._restart is None and self._backend is dead and self._fatal is None:
             self._cancel_running()
-            await self._discard(dead)
-            while self._backend is None:
-                self._count_restart()
-                with suppress(EngineDiedError):
-                    self._backend = await self._restarted()
+            self._restart = asyncio.create_task(self._bring_back(dead))
+            self._restart.add_done_callback(self._restart_ended)
+        if self._restart is not None:
+            await asyncio.wait([self._restart])  # leaves the restart alone when this caller is cancelled
+            if self._fatal is not None:
+                raise self._fatal
+
+    def _restart_ended(self, task: asyncio.Task[None]) -> None:
+        self._restart = None
+        if task.cancelled():
+            self._fatal = self._fatal or EngineDiedError("the restart of the engine was cancelled")
+        elif isinstance(exc := task.exception(), EngineError):
+            self._fatal = self._fatal or exc
+        elif exc is not None:
+            self._fatal = self._fatal or self._cannot_start(exc)
+
+    def _cannot_start(self, exc: BaseException) -> EngineDiedError:
+        reason = f"{type(exc).__name__}: {exc}"
+        return EngineDiedError(f"the engine cannot be started: {reason}", remedy=f"{self._log} says why")
+
+    async def _bring_back(self, dead: Backend) -> None:
+        self._backend = None
+        await self._discard(dead)
+        while self._backend is None:
+            self._count_restart()
+            with suppress(EngineDiedError):
+                self._backend = await self._restarted()
 
     def _count_restart(self) -> None:
+        if self._fatal is not None:
+            raise self._fatal
         if self.restarts >= self._max_restarts:
             self._fatal = EngineDiedError(
                 f"the engine died and was restarted {self.restarts} times already",
@@ -157,6 +187,9 @@ class Supervisor:
         except (EngineError, TimeoutError) as exc:
             await self._discard(backend)
             raise EngineDiedError(f"the restarted engine did not take its adapters back: {exc}") from exc
+        except BaseException:  # also a cancellation: nobody else knows of this backend yet
+            await self._discard(backend)
+            raise
         return backend
 
     async def _started(self) -> Backend:
@@ -164,11 +197,17 @@ class Supervisor:
         backend = await asyncio.to_thread(self._create)  # the first one imports vLLM
         try:
             await backend.start()
+        except BaseException:  # as in `_restarted`
+            await self._discard(backend)
+            raise
         finally:
             self.startup_seconds += time.monotonic() - begun
         return backend
 
     async def _discard(self, backend: Backend) -> None:
+        await see_through(self._put_away(backend))
+
+    async def _put_away(self, backend: Backend) -> None:
         with suppress(Exception):  # whatever a broken engine does while it is put away, a new one takes its place
             backend.kill()
             await asyncio.wait_for(backend.close(), 30)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from afdc_server.engine.limits import WeightedLimit
 
@@ -57,3 +57,25 @@ async def finish_bounded(
         for left in running:
             left.cancel()
         await asyncio.gather(feeder, *running, return_exceptions=True)
+
+
+async def all_or_none(work: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """Results of all, in order. The first exception rises as it is, once the others are cancelled and have ended."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+async def see_through(work: Coroutine[Any, Any, Result]) -> Result:
+    """Finish `work` also when the caller is cancelled; the cancellation rises after its end."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.gather(task, return_exceptions=True)
+        raise

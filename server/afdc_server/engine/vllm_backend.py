@@ -166,14 +166,22 @@ class VllmBackend:
     async def lend_device(self) -> None:
         if not self._sleeps():
             return
-        await self._llm.pause_generation(mode="wait")
-        await self._llm.release_kv_cache_memory()
+        try:
+            await self._llm.pause_generation(mode="wait")
+            await self._llm.release_kv_cache_memory()
+        except Exception as exc:  # as in `add_adapter`
+            with suppress(Exception):  # a dead engine cannot resume; the first error says what happened
+                await self._llm.resume_generation()
+            raise self._translate(exc, "vLLM cannot lend the device") from exc
 
     async def reclaim_device(self) -> None:
         if not self._sleeps():
             return
-        await self._llm.wake_up()
-        await self._llm.resume_generation()
+        try:
+            await self._llm.wake_up()
+            await self._llm.resume_generation()
+        except Exception as exc:  # as in `add_adapter`
+            raise self._translate(exc, "vLLM cannot take the device back") from exc
 
     def _sleeps(self) -> bool:
         if self._settings.is_cpu or not self._settings.config.sleep_mode:
