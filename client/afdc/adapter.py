@@ -31,6 +31,10 @@ REFUSED_OPTIONS = (
     "alora_invocation_tokens",
 )
 MAX_HEADER_BYTES = 64 << 20
+MAX_ALPHA = 4096
+ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+MATRICES = ("lora_A.weight", "lora_B.weight")  # the axis that is the rank: 0 in A, 1 in B
+ROUNDING = 1e-6
 
 
 class Probe(Model):
@@ -84,11 +88,23 @@ def verify_adapter(folder: Path) -> AdapterManifest:
         AdapterError: says which check failed. Nothing of the folder was executed or loaded.
     """
     manifest = read_manifest(folder)
+    _verify_numbers(manifest, folder)
     _verify_files(folder, manifest)
     config = _read_config(folder)
     _verify_config(config, manifest, folder)
     _verify_tensors(read_tensor_shapes(folder / WEIGHTS_FILE), manifest, folder)
     return manifest
+
+
+def _verify_numbers(manifest: AdapterManifest, folder: Path) -> None:
+    n = len(manifest.task.labels)
+    if not math.isfinite(manifest.temperature):
+        raise AdapterError(f"{folder}: the temperature is {manifest.temperature}")
+    if manifest.prior and not (len(manifest.prior) == n and all(map(math.isfinite, manifest.prior))):
+        raise AdapterError(f"{folder}: the prior must hold one finite number for each of the {n} labels")
+    for i, probe in enumerate(manifest.probes):
+        if len(probe.logprobs) != n or not all(math.isfinite(x) and x <= ROUNDING for x in probe.logprobs):
+            raise AdapterError(f"{folder}: probe {i} must hold one log-probability for each of the {n} labels")
 
 
 def _verify_files(folder: Path, manifest: AdapterManifest) -> None:
@@ -101,6 +117,9 @@ def _verify_files(folder: Path, manifest: AdapterManifest) -> None:
             raise AdapterError(f"{folder}: {name!r} is not a plain file of this folder")
         if sha256_file(path) != expected:
             raise AdapterError(f"{path} does not have the hash that its manifest gives", remedy="Copy the folder again")
+    surplus = set(manifest.files) - {CONFIG_FILE, WEIGHTS_FILE}
+    if surplus:
+        raise AdapterError(f"{folder}: the manifest lists {', '.join(sorted(surplus))}, which no adapter has")
     unlisted = {p.name for p in folder.iterdir()} - set(manifest.files) - {MANIFEST_FILE}
     if unlisted:
         raise AdapterError(f"{folder}: unexpected files {', '.join(sorted(unlisted))}")
@@ -109,7 +128,7 @@ def _verify_files(folder: Path, manifest: AdapterManifest) -> None:
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG_FILE).read_bytes())
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise AdapterError(f"{folder / CONFIG_FILE} is not JSON: {exc}") from exc
     if not isinstance(config, dict):
         raise AdapterError(f"{folder / CONFIG_FILE} is not a JSON object")
@@ -126,6 +145,9 @@ def _verify_config(config: dict[str, Any], manifest: AdapterManifest, folder: Pa
         used.append("init_lora_weights")
     if used:
         raise AdapterError(f"{folder}: the serving engine does not support {', '.join(used)}")
+    alpha = config.get("lora_alpha")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= MAX_ALPHA:
+        raise AdapterError(f"{folder}: lora_alpha is {alpha!r} and must be above 0 and at most {MAX_ALPHA}")
     if not isinstance(config.get("target_modules"), list):
         raise AdapterError(f"{folder}: target_modules must be a list of names, not a pattern")
     if config.get("rank_pattern") or config.get("alpha_pattern"):
@@ -150,21 +172,32 @@ def read_tensor_shapes(path: Path) -> dict[str, list[int]]:
             raise AdapterError(f"{path} is not a whole safetensors file")
         try:
             header = json.loads(stream.read(length))
-            tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-            end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-            shapes = {name: [int(n) for n in entry["shape"]] for name, entry in tensors.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+            tensors = {name: _read_entry(entry) for name, entry in header.items() if name != "__metadata__"}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             raise AdapterError(f"{path} has a damaged safetensors header: {exc}") from exc
+    end = max((end for _, end in tensors.values()), default=0)
     if end != size - 8 - length:
         raise AdapterError(f"{path} is truncated: {size} bytes, and its header asks for {8 + length + end}")
-    return shapes
+    return {name: shape for name, (shape, _) in tensors.items()}
+
+
+def _read_entry(entry: Any) -> tuple[list[int], int]:
+    """Shape and end offset of a header entry; ValueError, KeyError or TypeError where it contradicts itself."""
+    shape, (start, end), dtype = entry["shape"], entry["data_offsets"], entry["dtype"]
+    if dtype not in ITEM_BYTES:
+        raise ValueError(f"numbers of type {dtype!r}, not one of {', '.join(ITEM_BYTES)}")
+    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in [*shape, start, end]):
+        raise ValueError(f"shape {shape} and offsets {start}, {end} are not whole numbers")
+    if end - start != math.prod(shape) * ITEM_BYTES[dtype]:
+        raise ValueError(f"shape {shape} of {dtype} does not fill bytes {start} to {end}")
+    return shape, end
 
 
 def _verify_tensors(shapes: dict[str, list[int]], manifest: AdapterManifest, folder: Path) -> None:
     if not shapes:
         raise AdapterError(f"{folder}: {WEIGHTS_FILE} holds no tensors")
     for name, shape in shapes.items():
-        axis = 0 if name.endswith("lora_A.weight") else 1 if name.endswith("lora_B.weight") else None
+        axis = next((i for i, suffix in enumerate(MATRICES) if name.endswith(suffix)), None)
         if axis is None or len(shape) != 2:
             raise AdapterError(f"{folder}: tensor {name!r} is not a LoRA matrix of a linear layer")
         if shape[axis] != manifest.rank:
@@ -173,6 +206,9 @@ def _verify_tensors(shapes: dict[str, list[int]], manifest: AdapterManifest, fol
             )
         if any("lm_head" in part or "embed_tokens" in part for part in name.split(".")):
             raise AdapterError(f"{folder}: tensor {name!r}: the output head and the embeddings must not be trained")
+        twin = name.removesuffix(MATRICES[axis]) + MATRICES[1 - axis]
+        if twin not in shapes:
+            raise AdapterError(f"{folder}: tensor {name!r} has no {twin!r} beside it")
 
 
 def largest_probe_gap(manifest: AdapterManifest, served: list[list[float]]) -> float:

@@ -95,7 +95,7 @@ class TrainConfig(Model):
     """One LoRA round."""
 
     rank: Literal[1, 8, 16, 32, 64, 128] = Field(default=16, description="LoRA rank r")
-    alpha: int = Field(default=32, ge=1, description="LoRA alpha: the update is scaled by alpha / r")
+    alpha: int = Field(default=32, ge=1, le=4096, description="LoRA alpha: the update is scaled by alpha / r")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="LoRA dropout")
     rslora: bool = Field(default=False, description="scale by alpha / sqrt(r) instead")
     learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate")
@@ -105,7 +105,9 @@ class TrainConfig(Model):
     batch_size: int = Field(default=16, ge=1, description="rows an optimiser step")
     warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps with rising learning rate")
     weight_decay: float = Field(default=0.0, ge=0, description="AdamW weight decay")
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="probability spread over all labels")
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="share of each label token's target spread over the vocabulary"
+    )
     dtype: DType = Field(default="auto", description="numbers of the frozen base model")
     device: Device = Field(default="auto", description="where the trainer runs")
     continue_adapter: bool = Field(default=False, description="start from the last round's adapter, not from the base")
@@ -142,7 +144,7 @@ class RunConfig(Model):
 
     preset: Preset = Field(default="default", description="set of defaults, see above")
     model: str = Field(default="", description="base model: a folder or a hub id; empty: the default of the device")
-    seed: int = Field(default=0, ge=0, description="fixes every random choice")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="fixes every random choice")
     engine: EngineConfig = EngineConfig()
     augment: AugmentConfig = AugmentConfig()
     select: SelectConfig = SelectConfig()

@@ -19,6 +19,7 @@ from afdc.task import Task, normalise_text
 
 SENTINEL = "\u2402AFDC{}\u2403"
 LISTED_LABELS = 128
+PROMPT_DATE = "01 Jan 2026"  # for templates that name a date: the same prompt every day
 
 
 class Tokenizer(Protocol):
@@ -44,8 +45,25 @@ class Message:
 
 
 def encode_plain(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of `text` with nothing added and special tokens read as ordinary characters."""
+    """Token ids of `text` with nothing added and special tokens read as ordinary characters.
+
+    Raises:
+        InputError: the text holds half of a surrogate pair, which no tokenizer takes.
+    """
+    check_unicode(text)
     return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+
+def check_unicode(text: str) -> None:
+    """Refuse text that has no UTF-8 form.
+
+    Raises:
+        InputError: says where the first lone surrogate is.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as exc:
+        raise InputError(f"the text is not valid Unicode: a lone surrogate at character {exc.start}") from exc
 
 
 def encode_markup(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -55,17 +73,17 @@ def encode_markup(tokenizer: Tokenizer, text: str) -> list[int]:
 
 def encode_continuation(tokenizer: Tokenizer, text: str) -> list[int]:
     """Token ids of raw text to continue: the begin token, where the model has one of its own, then plain text."""
+    return [*_begin_ids(tokenizer), *encode_plain(tokenizer, text)]
+
+
+def _begin_ids(tokenizer: Tokenizer) -> list[int]:
     start = list(tokenizer("", add_special_tokens=True)["input_ids"])
-    bos = start[:1] if start and start[0] == tokenizer.bos_token_id else []
-    return [*bos, *encode_plain(tokenizer, text)]
+    return start[:1] if start and start[0] == tokenizer.bos_token_id else []
 
 
 def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     """Token ids of a conversation that ends where the assistant's answer starts."""
-    ids: list[int] = []
-    for piece in _chat_pieces(tokenizer, messages):
-        ids += encode_plain(tokenizer, piece.text) if piece.is_data else encode_markup(tokenizer, piece.text)
-    return ids
+    return _encode_pieces(tokenizer, _chat_pieces(tokenizer, messages))
 
 
 @dataclass(frozen=True)
@@ -74,13 +92,21 @@ class _Piece:
     is_data: bool
 
 
+def _encode_pieces(tokenizer: Tokenizer, pieces: Sequence[_Piece]) -> list[int]:
+    """Ids of a prompt from its start; a chat template writes the begin token itself."""
+    ids = [] if tokenizer.chat_template else _begin_ids(tokenizer)
+    for piece in pieces:
+        ids += encode_plain(tokenizer, piece.text) if piece.is_data else encode_markup(tokenizer, piece.text)
+    return ids
+
+
 def _chat_pieces(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[_Piece]:
     """Render the template around stand-ins and cut it there: markup, data, markup, data, ..., markup."""
     if not tokenizer.chat_template:
         return _plain_pieces(messages)
     stand_ins = [SENTINEL.format(i) for i in range(len(messages))]
     turns = [{"role": m.role, "content": s} for m, s in zip(messages, stand_ins, strict=True)]
-    rest = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=False))
+    rest = _render(tokenizer, turns)
     pieces: list[_Piece] = []
     for message, stand_in in zip(messages, stand_ins, strict=True):
         head, found, rest = rest.partition(stand_in)
@@ -93,12 +119,36 @@ def _chat_pieces(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[_Pie
     return [*pieces, _Piece(rest, False)]
 
 
+def _render(tokenizer: Tokenizer, turns: list[dict[str, str]]) -> str:
+    """The rendered template; where it refuses a system turn, that turn's text begins the user turn instead."""
+    from jinja2 import TemplateError  # comes with transformers; a client without models has neither
+
+    try:
+        return _apply_template(tokenizer, turns)
+    except TemplateError as exc:
+        refusal = exc
+    if [turn["role"] for turn in turns[:2]] == ["system", "user"]:
+        system, user, *others = turns
+        merged = {"role": "user", "content": f"{system['content']}\n\n{user['content']}"}
+        try:
+            return _apply_template(tokenizer, [merged, *others])
+        except TemplateError as exc:
+            refusal = exc
+    raise ModelError(f"the model's chat template fails: {refusal}", remedy="Use another instruct model") from refusal
+
+
+def _apply_template(tokenizer: Tokenizer, turns: list[dict[str, str]]) -> str:
+    options = {"date_string": PROMPT_DATE, "strftime_now": lambda _format: PROMPT_DATE, "enable_thinking": False}
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **options))
+
+
 def _plain_pieces(messages: Sequence[Message]) -> list[_Piece]:
-    """A model without a chat template gets one line of header a turn."""
+    """A model without a chat template gets a header before each turn and a blank line between turns."""
     pieces: list[_Piece] = []
     for message in messages:
-        pieces += [_Piece(f"{message.role.title()}: ", False), _Piece(message.content, True), _Piece("\n\n", False)]
-    return [*pieces, _Piece("Assistant: ", False)]
+        gap = "\n\n" if pieces else ""
+        pieces += [_Piece(f"{gap}{message.role.title()}: ", False), _Piece(message.content, True)]
+    return [*pieces, _Piece("\n\nAssistant: " if pieces else "Assistant: ", False)]
 
 
 class PromptCodec:
@@ -116,15 +166,15 @@ class PromptCodec:
         self.tokenizer = tokenizer
         self.task = task
         pieces = _chat_pieces(tokenizer, [Message("system", system_prompt(task)), Message("user", "")])
-        self.prefix_ids: list[int] = []
-        for piece in pieces[:3]:
-            encode = encode_plain if piece.is_data else encode_markup
-            self.prefix_ids += encode(tokenizer, piece.text)
-        self.suffix_ids = encode_markup(tokenizer, pieces[-1].text)
+        user = max(i for i, piece in enumerate(pieces) if piece.is_data)
+        header = "".join(piece.text for piece in pieces[user + 1 :])
+        self.prefix_ids = _encode_pieces(tokenizer, pieces[:user])
+        self.suffix_ids = encode_markup(tokenizer, header)
         if tokenizer.eos_token_id is None:
             raise ModelError("the tokenizer has no end-of-sequence token", remedy="Use an instruct model")
         self.terminator: int = tokenizer.eos_token_id
-        self.label_ids = [self._encode_label(name, pieces[-1].text) for name in task.names]
+        self.label_ids = [self._encode_label(name, header) for name in task.names]
+        self._check_distinct()
 
     def prompt_ids(self, text: str) -> list[int]:
         """Ids up to where the answer starts."""
@@ -175,14 +225,24 @@ class PromptCodec:
 
     def _encode_label(self, name: str, header: str) -> list[int]:
         """Encode the label behind the assistant header, as one string where the header's ids survive that."""
-        joint = encode_markup(self.tokenizer, header + name)
         plain = encode_plain(self.tokenizer, name)
+        joint = encode_markup(self.tokenizer, header + name)
         n = len(self.suffix_ids)
         has_markup = encode_markup(self.tokenizer, name) != plain
         ids = joint[n:] if joint[:n] == self.suffix_ids and not has_markup else plain
         if not ids:
             raise ModelError(f"label {name!r} has no tokens in this model's vocabulary", remedy="Rename the label")
         return ids
+
+    def _check_distinct(self) -> None:
+        first: dict[tuple[int, ...], str] = {}
+        for name, ids in zip(self.task.names, self.label_ids, strict=True):
+            other = first.setdefault(tuple(ids), name)
+            if other != name:
+                raise ModelError(
+                    f"labels {other!r} and {name!r} have the same tokens in this model's vocabulary",
+                    remedy="Rename one of them",
+                )
 
 
 def is_prefix_free(paths: Sequence[tuple[int, ...]]) -> bool:

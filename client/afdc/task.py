@@ -18,10 +18,14 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Label(Model):
-    """One class: the exact text that the model is trained to answer, and what it means."""
+def _clean_name(value: Any) -> Any:
+    return (normalise_text(value) or value) if isinstance(value, str) else value  # blank names are refused by name
 
-    name: str = Field(min_length=1)
+
+class Label(Model):
+    """One class: the text that the model is trained to answer (NFC, no space around it), and what it means."""
+
+    name: Annotated[str, BeforeValidator(_clean_name)] = Field(min_length=1)
     description: str = ""
 
 
@@ -37,7 +41,7 @@ class Task(Model):
 
     @model_validator(mode="after")
     def _check_labels(self) -> Self:
-        names = [normalise_text(label.name) for label in self.labels]
+        names = self.names
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"labels given twice: {', '.join(repeated)}")
@@ -56,7 +60,7 @@ class Example(Model):
 
     id: str = ""
     text: str
-    label: str | None = None
+    label: Annotated[str | None, BeforeValidator(_clean_name)] = None
 
 
 def normalise_text(text: str) -> str:

@@ -47,6 +47,9 @@ def test_schedule_repeats_gold_and_depends_on_the_seed_alone(tiny: Path, make_jo
         ('{"text": "a", "targets": {"9": 1}}', "no distribution over 4 labels"),
         ('{"text": "a", "targets": {"0": -1, "1": 2}}', "no distribution over 4 labels"),
         ('{"text": "a", "targets": {"0": 1}, "weight": 0}', "no row with a positive weight"),
+        ('{"text": "a", "targets": {"0": NaN}}', "rows.jsonl:1: "),
+        ('{"text": "a", "targets": {"0": 1e999}}', "rows.jsonl:1: "),
+        ('{"text": "a", "targets": {"0": 1}, "weight": Infinity}', "rows.jsonl:1: "),
         ("\udcff", "cannot be read"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -62,12 +63,15 @@ def _parse_row(job: TrainJob, line: int, text: str) -> TrainRow:
     except ValidationError as exc:
         raise InputError(f"not a training row: {exc}", path=str(job.rows), line=line) from exc
     wrong = [label for label in row.targets if not 0 <= label < len(job.task.labels)]
-    if wrong or min(row.targets.values()) < 0 or sum(row.targets.values()) <= 0:
+    total = sum(row.targets.values())
+    if wrong or min(row.targets.values()) < 0 or not 0 < total < math.inf:
         raise InputError(
             f"targets {row.targets} are no distribution over {len(job.task.labels)} labels",
             path=str(job.rows),
             line=line,
         )
+    if not math.isfinite(row.weight):
+        raise InputError(f"the weight is {row.weight}", path=str(job.rows), line=line)
     return row
 
 

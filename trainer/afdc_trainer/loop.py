@@ -24,6 +24,7 @@ from afdc_trainer.ranks import Ranks
 
 PROGRESS_FILE = "progress.jsonl"
 MAX_NORM = 1.0
+MAX_SEED = 1 << 63  # torch takes 64 bits
 CPU_BUDGET, GPU_BUDGET = 1024, 8192
 
 
@@ -80,7 +81,7 @@ class Fit:
 
     def _step(self, optimizer: torch.optim.AdamW, trace: Trace) -> float:
         """One optimiser step; the loss is the mean over the batch's rows."""
-        torch.manual_seed(self.job.seed * 1_000_003 + trace.step)
+        torch.manual_seed((self.job.seed * 1_000_003 + trace.step) % MAX_SEED)
         batch = [self.examples[index] for index in self.steps[trace.step]]
         loss = self.ranks.total(self._backward_within_memory(batch, trace))
         gradient = self.weights.flat.grad
