@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import socket
 import statistics
 import subprocess
@@ -35,6 +36,7 @@ from afdc.prompting import PromptCodec
 from afdc.task import Task
 from afdc_server.engine.backend import ReadAnswer
 from afdc_server.engine.build import load_tokenizer, make_engine
+from afdc_server.engine.environment import preloaded_libraries
 from afdc_server.engine.settings import resolve_settings
 from afdc_server.engine.trie import LabelTrie
 from afdc_server.models import ModelRef, detect_device, resolve_model
@@ -83,13 +85,16 @@ def serve(model: ModelRef, config: EngineConfig) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model.path), "--port", str(port)]
+    # `vllm serve` itself looks for a package called vllm, which the CPU build is not: this is the module behind it
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model.path)]
+    command += ["--port", str(port)]
     command += ["--host", "127.0.0.1", "--dtype", settings.dtype, "--max-model-len", str(settings.max_model_len)]
     command += ["--max-num-seqs", str(settings.max_num_seqs), "--max-logprobs", "20"]
     command += ["--max-num-batched-tokens", str(settings.max_num_batched_tokens)]
     command += ["--served-model-name", "bench", "--block-size", str(settings.block_size or 16)]
     with tempfile.TemporaryFile() as log:
-        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        environment = {**os.environ, "LD_PRELOAD": ":".join(map(str, preloaded_libraries()))}
+        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
         try:
             wait_until_up(server, f"http://127.0.0.1:{port}/health")
             yield f"http://127.0.0.1:{port}/v1/completions"
