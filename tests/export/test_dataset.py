@@ -53,6 +53,15 @@ def test_every_config_loads(written: Path, rows: Rows, tmp_path: Path) -> None:
     assert set(load(written, "rejected", tmp_path / "cache")["reason"]) == {"below threshold"}
 
 
+def test_folders_of_the_same_name_do_not_share_the_cache(
+    written: Path, rows: Rows, rejected: Rows, facts: CardFacts, tmp_path: Path
+) -> None:
+    other = tmp_path / "other" / "dataset"
+    write_dataset(other, rows[:2], rejected, facts)
+    assert len(load(written, "messages", tmp_path / "cache")) == len(rows)
+    assert len(load(other, "messages", tmp_path / "cache")) == 2
+
+
 def test_training_configs_hold_the_turns_that_afdc_trains_on(
     written: Path, rows: Rows, facts: CardFacts, tmp_path: Path
 ) -> None:

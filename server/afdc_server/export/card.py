@@ -86,6 +86,7 @@ class DataCounts:
     per_source: Mapping[str, int]
     reasons: Mapping[str, int]
     samples: Sequence[Mapping[str, Any]]
+    content: str = ""
 
 
 def escape_markdown(text: str) -> str:
@@ -132,7 +133,12 @@ def render_card(facts: CardFacts, counts: DataCounts) -> str:
 
 def _front_matter(facts: CardFacts, counts: DataCounts) -> dict[str, Any]:
     configs: list[dict[str, Any]] = [
-        {"config_name": name, "data_files": [{"split": "train", "path": f"{folder}/train-*.parquet"}]}
+        {
+            "config_name": name,
+            # `datasets` caches by folder name and these entries: without the hash, runs would load each other's rows
+            "description": f"content {counts.content[:16]}",
+            "data_files": [{"split": "train", "path": f"{folder}/train-*.parquet"}],
+        }
         for name, folder in CONFIG_FOLDERS.items()
         if name != "rejected" or counts.rejected  # `datasets` cannot load a split without rows
     ]

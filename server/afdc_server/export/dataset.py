@@ -199,6 +199,7 @@ def _write_papers(root: Path, summary: DatasetSummary, kept: _Tally, facts: Card
         per_source=summary.per_source,
         reasons=summary.reasons,
         samples=tuple(kept.samples),
+        content=summary.content_sha256,
     )
     write_bytes(root / CARD_FILE, render_card(facts, counts).encode())
     write_bytes(root / JOB_FILE, job_yaml(facts).encode())
