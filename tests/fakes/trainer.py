@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,7 +29,8 @@ def write_adapter(job: TrainJob, content: str) -> Path:
     )
     name = f"{job.name}-{sha256_bytes(weights)[:12]}"
     temporary = job.adapters / f".{name}.tmp"
-    temporary.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(temporary, ignore_errors=True)  # what a killed run left
+    temporary.mkdir(parents=True)
     config = {"peft_type": "LORA", "r": rank, "bias": "none", "target_modules": ["q_proj"], "lora_alpha": 32}
     write_bytes(temporary / "adapter_config.json", json.dumps(config).encode())
     write_bytes(temporary / "adapter_model.safetensors", weights)
