@@ -188,7 +188,7 @@ async def _stop_reason(ctx: JobContext, state: LoopState) -> str:
 
     last = state.history[-1]
     inputs = {"adapter": last.adapter, "selected": last.selected}
-    result = await run_stage(ctx, StageKey(last.round, "stop"), inputs, body, title="ask the stopping rules")
+    result = await run_stage(ctx, StageKey(last.round, "stop"), inputs, body, title="")
     return str(result["reason"])
 
 

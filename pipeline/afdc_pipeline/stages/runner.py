@@ -53,6 +53,7 @@ async def run_stage(
     Args:
         inputs: JSON-able description of all that the result depends on.
         body: does the work and returns the result; it must skip the chunks in `StageRun.done`.
+        title: what the progress display says; "" for a stage too short to show.
         total: units that the progress display counts to.
     """
     digest = sha256_bytes(canonical_json(inputs))
@@ -60,8 +61,9 @@ async def run_stage(
     if finished is not None:
         return finished
     done = {chunk.index: chunk for chunk in ctx.ledger.begun(key, digest)}
-    ctx.progress.stage(key, title, total)
-    ctx.progress.advance(sum(chunk.rows for chunk in done.values()))
+    if title:
+        ctx.progress.stage(key, title, total)
+        ctx.progress.advance(sum(chunk.rows for chunk in done.values()))
     started = ctx.clock()
     result = dict(await body(StageRun(ctx, key, digest, done, started)))
     earlier = sum(chunk.counters[SECONDS] for chunk in done.values())
