@@ -94,6 +94,7 @@ def serve(model: ModelRef, config: EngineConfig) -> Iterator[str]:
     command += ["--served-model-name", "bench", "--block-size", str(settings.block_size or 16)]
     with tempfile.TemporaryFile() as log:
         environment = {**os.environ, "LD_PRELOAD": ":".join(map(str, preloaded_libraries()))}
+        environment.pop("VLLM_LOGGING_CONFIG_PATH", None)  # AFDC's engine set it, to a folder that is gone by now
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
         try:
             wait_until_up(server, f"http://127.0.0.1:{port}/health")
