@@ -17,7 +17,7 @@ import pytest
 
 from afdc import config as afdc_config
 from afdc.cli import app as cli_app
-from afdc.cli import main
+from afdc.cli import labelling, main
 from afdc.cli.doctor import needed_packages
 from afdc.errors import AdapterError, InterruptedRunError
 from afdc.result import AdapterRef, EvalSummary, Evaluation, PathRows, RoundResult, RunResult
@@ -246,6 +246,22 @@ def test_texts_that_are_none_end_before_an_engine_starts(
     code, out, err = cli("predict", "--task", str(EXAMPLE / "task.json"), *texts)
     assert (code, out) == (5, "")
     assert f"afdc: {says}" in err
+
+
+@pytest.mark.parametrize(
+    ("command", "own"),
+    [("score", ["--input", "a", "--output", "b"]), ("predict", ["a text"]), ("eval", ["--input", "a"])],
+)
+def test_labelling_commands_share_the_options_of_who_labels(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, command: str, own: list[str]
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(labelling, f"{command}_command", lambda *given, as_json: seen.append((*given, as_json)))
+    shared = ["--task", "t", "--adapter", "d", "--model", "m", "--config", "c", "--set", "a.b=1", "--set", "c.d=2"]
+    assert cli(command, *own, *shared, "--json")[0] == 0
+    flags, *rest = seen[0]
+    assert flags == labelling.LabellerFlags(Path("t"), Path("d"), "m", Path("c"), ("a.b=1", "c.d=2"))
+    assert rest == [*([own] if command == "predict" else map(Path, own[1::2])), True]
 
 
 def test_an_adapter_folder_that_is_none(cli: Cli, tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -105,53 +108,73 @@ def run(
     run_command(RunFlags(paths, options, config, tuple(set_ or ())), dry_run=dry_run, as_json=json_)
 
 
-@app.command()
-def score(
-    source: Annotated[Path, typer.Option("--input", metavar="X.jsonl", help="Texts: JSONL, CSV or one a line.")],
-    output: Annotated[Path, typer.Option("--output", metavar="Y.jsonl", help="Where the scores go.")],
+def _labeller(
     task: TaskFile = None,
     adapter: AdapterFolder = None,
     model: Model = None,
     config: Config = None,
     set_: Assignments = None,
+) -> Any:
+    """The LabellerFlags of the options that score, predict and eval share."""
+    from afdc.cli.labelling import LabellerFlags
+
+    return LabellerFlags(task, adapter, model, config, tuple(set_ or ()))
+
+
+def _takes_labeller(body: Callable[..., None]) -> Callable[..., None]:
+    """A command whose first argument is made from the shared options, which --help shows before its --json."""
+    shared = inspect.signature(_labeller, eval_str=True).parameters
+    _, *own = inspect.signature(body, eval_str=True).parameters.values()
+
+    @wraps(body)
+    def command(**given: Any) -> None:
+        flags = _labeller(**{name: given.pop(name) for name in shared})
+        body(flags, **given)
+
+    parameters = [*own[:-1], *shared.values(), own[-1]]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # inspect reads it, mypy does not know it
+    command.__annotations__ = {one.name: one.annotation for one in parameters}
+    return command
+
+
+@app.command()
+@_takes_labeller
+def score(
+    flags: Any,
+    source: Annotated[Path, typer.Option("--input", metavar="X.jsonl", help="Texts: JSONL, CSV or one a line.")],
+    output: Annotated[Path, typer.Option("--output", metavar="Y.jsonl", help="Where the scores go.")],
     json_: Json = False,
 ) -> None:
     """Write the log-probabilities of all labels for the texts of a file."""
-    from afdc.cli.labelling import LabellerFlags, score_command
+    from afdc.cli.labelling import score_command
 
-    score_command(LabellerFlags(task, adapter, model, config, tuple(set_ or ())), source, output, as_json=json_)
+    score_command(flags, source, output, as_json=json_)
 
 
 @app.command()
+@_takes_labeller
 def predict(
+    flags: Any,
     texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help='Texts to label; "-" reads lines from stdin.')],
-    task: TaskFile = None,
-    adapter: AdapterFolder = None,
-    model: Model = None,
-    config: Config = None,
-    set_: Assignments = None,
     json_: Json = False,
 ) -> None:
     """Label texts given on the command line."""
-    from afdc.cli.labelling import LabellerFlags, predict_command
+    from afdc.cli.labelling import predict_command
 
-    predict_command(LabellerFlags(task, adapter, model, config, tuple(set_ or ())), texts, as_json=json_)
+    predict_command(flags, texts, as_json=json_)
 
 
 @app.command("eval")
+@_takes_labeller
 def evaluate(
+    flags: Any,
     source: Annotated[Path, typer.Option("--input", metavar="E.jsonl", help="Texts with gold labels: JSONL or CSV.")],
-    task: TaskFile = None,
-    adapter: AdapterFolder = None,
-    model: Model = None,
-    config: Config = None,
-    set_: Assignments = None,
     json_: Json = False,
 ) -> None:
     """Measure accuracy, macro-F1 and calibration on gold labels."""
-    from afdc.cli.labelling import LabellerFlags, eval_command
+    from afdc.cli.labelling import eval_command
 
-    eval_command(LabellerFlags(task, adapter, model, config, tuple(set_ or ())), source, as_json=json_)
+    eval_command(flags, source, as_json=json_)
 
 
 @app.command()
