@@ -8,42 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from afdc.result import Evaluation
+from afdc.result import Evaluation, LabelScore, ReliabilityPoint
 from afdc_pipeline import scoring
 from afdc_pipeline.seams import FloatArray
 
 Labels = NDArray[np.integer]
 
 ECE_BINS = 15
-
-
-@dataclass(frozen=True, slots=True)
-class LabelMetrics:
-    """One line of the per-label table; a share without a denominator is 0. `support`: gold rows with the label."""
-
-    name: str
-    precision: float
-    recall: float
-    f1: float
-    support: int
-    predicted: int
-
-
-@dataclass(frozen=True, slots=True)
-class ReliabilityBin:
-    """Rows whose confidence is in (low, high]; the two means are None in an empty bin."""
-
-    low: float
-    high: float
-    count: int
-    confidence: float | None
-    accuracy: float | None
 
 
 def evaluate(probs: FloatArray, gold: Labels) -> Evaluation:
@@ -80,15 +56,22 @@ def confusion_matrix(gold: Labels, predicted: Labels, n_labels: int) -> NDArray[
     return np.bincount(cells, minlength=n_labels * n_labels).reshape(n_labels, n_labels)
 
 
-def label_table(gold: Labels, predicted: Labels, names: Sequence[str]) -> list[LabelMetrics]:
-    """Precision, recall and F1 of each label, in the order of `names`."""
+def label_table(gold: Labels, predicted: Labels, names: Sequence[str]) -> list[LabelScore]:
+    """Precision, recall and F1 of each label, in the order of `names`; a share without a denominator is 0."""
     right = np.diag(confusion_matrix(gold, predicted, len(names)))
     support = np.bincount(gold[gold >= 0], minlength=len(names))
     answered = np.bincount(predicted[predicted >= 0], minlength=len(names))
     precision, recall = _share(right, answered), _share(right, support)
     f1 = _share(2 * right, support + answered)
     return [
-        LabelMetrics(name, float(precision[i]), float(recall[i]), float(f1[i]), int(support[i]), int(answered[i]))
+        LabelScore(
+            name=name,
+            precision=float(precision[i]),
+            recall=float(recall[i]),
+            f1=float(f1[i]),
+            support=int(support[i]),
+            predicted=int(answered[i]),
+        )
         for i, name in enumerate(names)
     ]
 
@@ -104,7 +87,7 @@ def _share(part: NDArray[np.int64], whole: NDArray[np.int64]) -> FloatArray:
     return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
 
 
-def reliability_bins(probs: FloatArray, gold: Labels, bins: int = ECE_BINS) -> list[ReliabilityBin]:
+def reliability_bins(probs: FloatArray, gold: Labels, bins: int = ECE_BINS) -> list[ReliabilityPoint]:
     """Confidence against accuracy in equal-width bins (low, high] over 0..1: the points of a reliability diagram."""
     answered = ~np.isnan(probs).any(axis=1)
     confidence = scoring.confidence(probs[answered])
@@ -112,7 +95,12 @@ def reliability_bins(probs: FloatArray, gold: Labels, bins: int = ECE_BINS) -> l
     place = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
     counts = np.bincount(place, minlength=bins)
     confident, accurate = _means(place, confidence, counts), _means(place, right, counts)
-    return [ReliabilityBin(i / bins, (i + 1) / bins, int(counts[i]), confident[i], accurate[i]) for i in range(bins)]
+    return [
+        ReliabilityPoint(
+            low=i / bins, high=(i + 1) / bins, count=int(counts[i]), confidence=confident[i], accuracy=accurate[i]
+        )
+        for i in range(bins)
+    ]
 
 
 def _means(place: Labels, values: NDArray[Any], counts: Labels) -> list[float | None]:

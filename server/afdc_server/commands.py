@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from afdc.config import EngineConfig
 from afdc.errors import AdapterError, UsageError
 from afdc.files import atomic_writer, check_target
 from afdc.inputs import iter_texts, read_examples
-from afdc.result import EvalReport, LabelScore, ReliabilityPoint
+from afdc.result import EvalReport
 from afdc.task import Example, Task
 from afdc_pipeline import metrics, scoring
 from afdc_pipeline.seams import Engine, FloatArray, Progress, StageKey
@@ -166,8 +166,8 @@ def build_report(who: OpenLabeller, probs: FloatArray, gold: Any, rejected: int 
         model=who.served or "base model",
         errors=rejected,
         interval=metrics.accuracy_interval(gold, predicted),
-        labels=[LabelScore(**asdict(row)) for row in metrics.label_table(gold, predicted, who.task.names)],
-        reliability=[ReliabilityPoint(**asdict(row)) for row in metrics.reliability_bins(probs, gold)],
+        labels=metrics.label_table(gold, predicted, who.task.names),
+        reliability=metrics.reliability_bins(probs, gold),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -47,9 +46,7 @@ def reliability(ctx: JobContext, state: LoopState) -> tuple[ReliabilityPoint, ..
         return ()
     logprobs = stored_logprobs(ctx, _eval_stage(state))
     gold = np.array([ctx.task.names.index(example.label or "") for example in ctx.inputs.eval])
-    return tuple(
-        ReliabilityPoint.model_validate(asdict(point)) for point in metrics.reliability_bins(normalise(logprobs), gold)
-    )
+    return tuple(metrics.reliability_bins(normalise(logprobs), gold))
 
 
 def _eval_stage(state: LoopState) -> StageKey:
