@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from afdc.config import AugmentConfig
@@ -12,6 +13,7 @@ from afdc_pipeline.augment import (
     draw_groups,
     estimate_tokens,
     plan_requests,
+    refused_candidates,
     screen,
     to_candidates,
 )
@@ -131,3 +133,11 @@ def test_completions_become_candidates_with_reasons() -> None:
 
 def test_a_rejected_request_has_no_candidates() -> None:
     assert to_candidates(plan()[0], Generated("x", error="too long")) == []
+
+
+def test_a_rejected_request_leaves_a_row_for_each_draw() -> None:
+    one = plan()[1]
+    rows = refused_candidates(one)
+    answers = Generated(one.request.id, (Completion("a text", 5, True, -1.5),) * one.request.n)
+    blank = [replace(row, text="", tokens=0, mean_logprob=None) for row in to_candidates(one, answers)]
+    assert rows == blank

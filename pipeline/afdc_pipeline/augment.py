@@ -19,7 +19,7 @@ from afdc.task import Task
 from afdc_pipeline.filters import Style, TextLimits, clean_variant, reject_reason
 from afdc_pipeline.prompts import chat_prompt, choose_break_mark, continuation_prompt, prompt_hash
 from afdc_pipeline.rows import Candidate, Seed, candidate_id
-from afdc_pipeline.seams import Completion, Generated, GenerateRequest, Sampling
+from afdc_pipeline.seams import Generated, GenerateRequest, Sampling
 
 GROUP = 6
 MIN_TOKENS = 24
@@ -219,7 +219,13 @@ def to_candidates(
     """
     clean = partial(clean_variant, style=planned.style, labels=labels, line_break=planned.line_break, headed=headed)
     draws = enumerate(generated.completions, planned.first_draw)
-    return [_candidate(planned, draw, completion, clean(completion.text)) for draw, completion in draws]
+    return [_candidate(planned, draw, clean(one.text), one.tokens, one.mean_logprob) for draw, one in draws]
+
+
+def refused_candidates(planned: PlannedRequest) -> list[Candidate]:
+    """The draws of a request that the engine rejected: candidates without a text."""
+    first = planned.first_draw
+    return [_candidate(planned, draw, "") for draw in range(first, first + planned.request.n)]
 
 
 def screen(
@@ -242,7 +248,9 @@ def screen(
     ]
 
 
-def _candidate(planned: PlannedRequest, draw: int, completion: Completion, text: str) -> Candidate:
+def _candidate(
+    planned: PlannedRequest, draw: int, text: str, tokens: int = 0, mean_logprob: float | None = None
+) -> Candidate:
     return Candidate(
         id=candidate_id(planned.job, planned.augment_round, planned.parent, draw),
         text=text,
@@ -255,8 +263,8 @@ def _candidate(planned: PlannedRequest, draw: int, completion: Completion, text:
         generator=planned.request.adapter or "",
         prompt_hash=planned.prompt_hash,
         sampling=planned.sampling,
-        tokens=completion.tokens,
-        mean_logprob=completion.mean_logprob,
+        tokens=tokens,
+        mean_logprob=mean_logprob,
     )
 
 

@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 
 from afdc.config import PromptStyle
 from afdc.task import normalise_text, text_id
-from afdc_pipeline.augment import PlannedRequest, plan_requests, screen
+from afdc_pipeline.augment import PlannedRequest, plan_requests, refused_candidates, screen
 from afdc_pipeline.context import JobContext
 from afdc_pipeline.filters import Style, TextLimits
 from afdc_pipeline.pool import DETAIL, DROP, Pool, to_candidate
-from afdc_pipeline.rows import Candidate, candidate_id
+from afdc_pipeline.rows import Candidate
 from afdc_pipeline.seams import DuplicateIndex, Generated, StageKey
 from afdc_pipeline.stages.runner import StageRun, chunks_digest, run_stage
 
@@ -148,25 +148,10 @@ async def _generate_window(ctx: JobContext, run: StageRun, window: Sequence[Chun
 def _raw_rows(ctx: JobContext, limits: TextLimits, planned: PlannedRequest, generated: Generated) -> Iterator[Row]:
     """One row a draw; those of a request that the engine refused have no text, and its reason."""
     if generated.error:
-        for draw in range(planned.first_draw, planned.first_draw + planned.request.n):
-            yield {**_refused(planned, draw).to_row(), DROP: "engine_rejected", DETAIL: generated.error}
+        for candidate in refused_candidates(planned):
+            yield {**candidate.to_row(), DROP: "engine_rejected", DETAIL: generated.error}
     for one in screen(planned, generated, limits, ctx.task, ctx.config.augment.min_mean_logprob):
         yield {**one.candidate.to_row(), DROP: one.reason or "", DETAIL: ""}
-
-
-def _refused(planned: PlannedRequest, draw: int) -> Candidate:
-    return Candidate(
-        id=candidate_id(planned.job, planned.augment_round, planned.parent, draw),
-        text="",
-        source="generated",
-        intended=planned.label,
-        parent=planned.parent,
-        seed_ids=planned.seed_ids,
-        augment_round=planned.augment_round,
-        draw=draw,
-        prompt_hash=planned.prompt_hash,
-        sampling=planned.sampling,
-    )
 
 
 async def _filter(ctx: JobContext, number: int, seen: SeenTexts) -> None:
