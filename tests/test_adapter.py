@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from afdc.adapter import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, verify_adapter
+from afdc.adapter import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, publish_adapter, verify_adapter
 from afdc.errors import AdapterError
 from afdc.files import sha256_file
 
@@ -63,3 +64,29 @@ def test_a_whole_adapter_is_accepted(tmp_path: Path) -> None:
 def test_contradictions_are_refused(tmp_path: Path, damage: dict[str, Any]) -> None:
     with pytest.raises(AdapterError):
         verify_adapter(build(tmp_path, **damage))
+
+
+def made(tmp_path: Path) -> Path:
+    (tmp_path / "new").mkdir()
+    return build(tmp_path / "new")
+
+
+@pytest.mark.parametrize("name", [CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE])
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"{}")])
+def test_a_damaged_folder_makes_room_and_is_kept(tmp_path: Path, name: str, damage: Callable[[Path], Any]) -> None:
+    final = tmp_path / "adapters" / "a"
+    for number in (1, 2):
+        publish_adapter(made(tmp_path), final)
+        damage(final / name)
+        assert publish_adapter(made(tmp_path), final) == final.with_name(f".damaged-a-{number}")
+        verify_adapter(final)
+        assert final.with_name(f".damaged-a-{number}").is_dir()
+
+
+def test_a_whole_folder_of_the_same_weights_stays(tmp_path: Path) -> None:
+    final = tmp_path / "adapters" / "a"
+    assert publish_adapter(made(tmp_path), final) is None
+    inode = final.stat().st_ino
+    assert publish_adapter(made(tmp_path), final) is None
+    assert final.stat().st_ino == inode
+    assert [path.name for path in final.parent.iterdir()] == ["a"]

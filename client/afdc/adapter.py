@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import math
 import struct
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
 
 from afdc.errors import AdapterError
-from afdc.files import sha256_file
+from afdc.files import publish_folder, rename_folder, sha256_file
 from afdc.task import Model, Task
 
 MANIFEST_FILE = "manifest.json"
@@ -94,6 +95,34 @@ def verify_adapter(folder: Path) -> AdapterManifest:
     _verify_config(config, manifest, folder)
     _verify_tensors(read_tensor_shapes(folder / WEIGHTS_FILE), manifest, folder)
     return manifest
+
+
+def publish_adapter(temporary: Path, final: Path) -> Path | None:
+    """Give a finished adapter folder its name; one with the same weights that lies there whole already wins.
+
+    Returns:
+        Where a damaged folder of that name was set aside, `.damaged-NAME-N` beside it; None when there was none.
+
+    Raises:
+        AdapterError: the new folder itself fails verification.
+        StorageError: the disk cannot be written.
+    """
+    manifest = verify_adapter(temporary)
+    aside = None
+    if final.exists() and not _holds(final, manifest.files[WEIGHTS_FILE]):
+        names = (final.with_name(f".damaged-{final.name}-{number}") for number in count(1))
+        aside = next(path for path in names if not path.exists())
+        rename_folder(final, aside)
+    publish_folder(temporary, final)
+    return aside
+
+
+def _holds(folder: Path, weights: str) -> bool:
+    """Whether the folder is a whole adapter with weights of this hash."""
+    try:
+        return verify_adapter(folder).files[WEIGHTS_FILE] == weights
+    except (AdapterError, OSError):  # what cannot be read is as good as damaged
+        return False
 
 
 def _verify_numbers(manifest: AdapterManifest, folder: Path) -> None:

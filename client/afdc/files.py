@@ -137,10 +137,21 @@ def publish_folder(temporary: Path, final: Path) -> None:
         fsync_folder(temporary)
         if final.exists():
             shutil.rmtree(temporary)
+            fsync_folder(final.parent)
         else:
             final.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(temporary, final)
-        fsync_folder(final.parent)
+            rename_folder(temporary, final)
+
+
+def rename_folder(old: Path, new: Path) -> None:
+    """Rename durably inside one parent folder.
+
+    Raises:
+        StorageError: the disk cannot be written.
+    """
+    with _as_storage_error(new):
+        os.rename(old, new)
+        fsync_folder(new.parent)
 
 
 @contextmanager

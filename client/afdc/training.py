@@ -1,6 +1,7 @@
 """What goes into the trainer process and what comes out of it.
 
-A round is a folder: `job.json` and `rows.jsonl` in, `result.json` and an adapter folder out. Nothing else is shared.
+A round is a folder: `job.json` and `rows.jsonl` in, `result.json` and an adapter folder out. Nothing else is shared. A
+result names the job and the rows that it was made from, so that neither side takes it for that of another job.
 """
 
 from __future__ import annotations
@@ -8,9 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
+from afdc.adapter import verify_adapter
 from afdc.config import TrainConfig
+from afdc.errors import AdapterError
+from afdc.files import canonical_json, sha256_bytes, sha256_file
 from afdc.task import Model, Task
 
 JOB_FILE = "job.json"
@@ -59,6 +63,7 @@ class TrainResult(Model):
 
     status: Literal["succeeded", "failed"]
     adapter: Path | None = None
+    inputs: str = Field(default="", description="`inputs_digest` of the job that it is the result of")
     error: str = ""
     losses: tuple[float, ...] = ()
     steps: int = 0
@@ -68,3 +73,25 @@ class TrainResult(Model):
     )
     seconds: float = 0.0
     resumed_at_step: int = 0
+
+
+def inputs_digest(job: TrainJob) -> str:
+    """Hex SHA-256 over the job and over the content of its rows file: the identity of a training run.
+
+    Raises:
+        FileNotFoundError: there is no rows file.
+    """
+    data = job.model_dump(mode="json")
+    return sha256_bytes(canonical_json({**data, "rows_sha256": sha256_file(job.rows)}))
+
+
+def published_result(job: TrainJob) -> TrainResult | None:
+    """The result of this very job, trained on the rows that lie there now, with its adapter intact; else None."""
+    try:
+        result = TrainResult.model_validate_json(job.result.read_bytes())
+        if result.status != "succeeded" or result.adapter is None or result.inputs != inputs_digest(job):
+            return None
+        verify_adapter(result.adapter)
+    except (FileNotFoundError, ValidationError, AdapterError):
+        return None
+    return result

@@ -17,10 +17,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from afdc.adapter import verify_adapter
-from afdc.errors import AdapterError, TrainerError
-from afdc.files import write_bytes
-from afdc.training import JOB_FILE, TrainJob, TrainResult
+from afdc.errors import TrainerError
+from afdc.files import write_json
+from afdc.training import JOB_FILE, TrainJob, TrainResult, published_result
 from afdc_server.engine.environment import preloaded_libraries
 
 PROGRESS_FILE = "progress.jsonl"
@@ -51,7 +50,7 @@ class SubprocessTrainer:
         """
         folder = job.result.parent
         log = self.logs / f"trainer-{job.name}.log"
-        if (done := _finished(job)) is not None:
+        if (done := published_result(job)) is not None:
             return done
         _prepare(job, log)
         code = 0
@@ -59,7 +58,7 @@ class SubprocessTrainer:
             code = await self._run(folder, log)
             if code >= 0:
                 break
-        if (done := _finished(job)) is not None:
+        if (done := published_result(job)) is not None:
             return done
         raise _failure(job, code, log)
 
@@ -118,28 +117,10 @@ def trainer_environment() -> dict[str, str]:
     return environment
 
 
-def _finished(job: TrainJob) -> TrainResult | None:
-    """The result of this very job with its adapter intact, or None."""
-    try:
-        if (job.result.parent / JOB_FILE).read_bytes() != _job_bytes(job):
-            return None
-        result = TrainResult.model_validate_json(job.result.read_bytes())
-        if result.status != "succeeded" or result.adapter is None:
-            return None
-        verify_adapter(result.adapter)
-    except (FileNotFoundError, ValidationError, AdapterError):
-        return None
-    return result
-
-
 def _prepare(job: TrainJob, log: Path) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     job.result.unlink(missing_ok=True)
-    write_bytes(job.result.parent / JOB_FILE, _job_bytes(job))
-
-
-def _job_bytes(job: TrainJob) -> bytes:
-    return job.model_dump_json(indent=2).encode() + b"\n"
+    write_json(job.result.parent / JOB_FILE, job.model_dump(mode="json"))
 
 
 async def _end(process: Process) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from afdc.adapter import AdapterManifest
-from afdc.files import publish_folder, sha256_bytes, sha256_file, write_bytes
+from afdc.adapter import AdapterManifest, publish_adapter
+from afdc.files import sha256_bytes, sha256_file, write_bytes
 from afdc.training import TrainJob, TrainResult
 from tests.fakes.engine import stable_rng
 
@@ -48,7 +48,7 @@ def write_adapter(job: TrainJob, content: str) -> Path:
         files=files,
     )
     write_bytes(temporary / "manifest.json", manifest.model_dump_json().encode())
-    publish_folder(temporary, job.adapters / name)
+    publish_adapter(temporary, job.adapters / name)
     return job.adapters / name
 
 

@@ -91,6 +91,17 @@ def test_torn_and_foreign_checkpoints_are_ignored_and_removed(tiny: Path, make_j
     assert finish(other).resumed_at_step == 0
 
 
+def test_a_checkpoint_of_other_rows_is_not_continued(tiny: Path, make_job: JobMaker) -> None:
+    job = make_job(tiny, "rows", config=EVERY_STEP, epochs=40)
+    process = start(job)
+    wait_for(lambda: steps_done(job) >= 5, process)
+    process.kill()
+    process.wait()
+    assert list(job.work.glob("checkpoint-*.safetensors"))
+    job.rows.write_text("".join(job.rows.read_text(encoding="utf-8").splitlines(keepends=True)[:4]), encoding="utf-8")
+    assert finish(job).resumed_at_step == 0
+
+
 async def test_a_child_killed_once_is_started_again(tiny: Path, make_job: JobMaker) -> None:
     job = make_job(tiny, "retried", config=EVERY_STEP, epochs=40)
     killed: list[int] = []

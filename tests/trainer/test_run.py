@@ -84,6 +84,32 @@ async def test_a_finished_job_is_not_run_again_and_a_damaged_adapter_is_made_aga
     assert progress.exists()
 
 
+async def test_other_rows_under_the_same_job_are_trained_on_anew(tiny: Path, make_job: JobMaker) -> None:
+    job = make_job(tiny, config={"checkpoint_every": 1})
+    first = await fit(job)
+    lines = job.rows.read_text(encoding="utf-8").splitlines(keepends=True)
+    job.rows.write_text("".join(lines[:4]), encoding="utf-8")
+    second = await fit(job)
+    assert (first.rows, second.rows, second.resumed_at_step) == (6, 4, 0)
+    assert weights_of(second) != weights_of(first)
+    assert await fit(job) == second
+    assert len(list(job.adapters.iterdir())) == 2
+
+
+async def test_a_damaged_adapter_is_set_aside_and_published_again(tiny: Path, make_job: JobMaker) -> None:
+    job = make_job(tiny)
+    result = await fit(job)
+    assert result.adapter is not None
+    whole, torn = weights_of(result), b"torn"
+    (result.adapter / WEIGHTS_FILE).write_bytes(torn)
+    again = await fit(job)
+    assert again.adapter == result.adapter
+    assert weights_of(again) == whole
+    aside = job.adapters / f".damaged-{result.adapter.name}-1"
+    assert (aside / WEIGHTS_FILE).read_bytes() == torn
+    assert str(aside) in (job.result.parent / "logs" / "trainer-job-r1.log").read_text(encoding="utf-8")
+
+
 async def test_a_round_may_continue_from_the_last_adapter(tiny: Path, make_job: JobMaker) -> None:
     first = await fit(make_job(tiny, "a"))
     on = await fit(make_job(tiny, "b", continue_from=first.adapter))

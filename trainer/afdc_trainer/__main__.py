@@ -13,10 +13,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from afdc.adapter import verify_adapter
-from afdc.errors import AdapterError, AfdcError, TrainerError
+from afdc.errors import AfdcError, TrainerError
 from afdc.files import write_json
-from afdc.training import TrainJob, TrainResult
+from afdc.training import TrainJob, TrainResult, published_result
 
 PARENT_VARIABLE = "AFDC_PARENT_PID"
 GPU_ROWS = 4
@@ -33,7 +32,7 @@ def main(arguments: list[str]) -> int:
         print(f"{arguments[0]} is not a training job: {exc}", file=sys.stderr)
         return 2
     watch_parent()
-    if is_done(job):
+    if published_result(job) is not None:
         return 0
     spread_over_gpus(job, arguments)
     return run(job)
@@ -66,18 +65,6 @@ def train(job: TrainJob) -> TrainResult:
         if not is_out_of_memory(exc):
             raise
         raise TrainerError(f"out of memory: {exc}", remedy="Take a smaller model, or free device memory") from exc
-
-
-def is_done(job: TrainJob) -> bool:
-    """Whether an earlier run of this job has published its adapter."""
-    try:
-        result = TrainResult.model_validate_json(job.result.read_bytes())
-        if result.status != "succeeded" or result.adapter is None:
-            return False
-        verify_adapter(result.adapter)
-    except (FileNotFoundError, ValidationError, AdapterError):
-        return False
-    return True
 
 
 def spread_over_gpus(job: TrainJob, arguments: list[str]) -> None:

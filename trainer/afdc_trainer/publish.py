@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from afdc.adapter import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, AdapterManifest, Probe, verify_adapter
+from afdc.adapter import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, AdapterManifest, Probe, publish_adapter
 from afdc.errors import TrainerError
-from afdc.files import publish_folder, sha256_bytes, write_bytes
+from afdc.files import sha256_bytes, write_bytes
 from afdc.prompting import PromptCodec
 from afdc.training import TrainJob
 from afdc_trainer.data import Branch, Example
@@ -42,6 +43,8 @@ def label_logprobs(model: Any, codec: PromptCodec, texts: Sequence[str], budget:
 
 def publish(job: TrainJob, weights: LoraWeights, probes: Sequence[Probe], probe_dtype: str) -> Path:
     """Write the adapter folder under a temporary name, check it as the engine will, and give it its name.
+
+    A damaged folder under that name is set aside, not trusted and not deleted.
 
     Raises:
         TrainerError: a weight is not finite.
@@ -73,8 +76,9 @@ def publish(job: TrainJob, weights: LoraWeights, probes: Sequence[Probe], probe_
     write_bytes(temporary / WEIGHTS_FILE, data)
     write_bytes(temporary / CONFIG_FILE, config)
     write_bytes(temporary / MANIFEST_FILE, manifest.model_dump_json(indent=2).encode())
-    verify_adapter(temporary)
-    publish_folder(temporary, job.adapters / name)
+    aside = publish_adapter(temporary, job.adapters / name)
+    if aside is not None:
+        print(f"warning: {job.adapters / name} was damaged and lies in {aside} now; published again", file=sys.stderr)
     return job.adapters / name
 
 

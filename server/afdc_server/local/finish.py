@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 
+from afdc.adapter import publish_adapter
 from afdc.config import RunConfig, config_hash
 from afdc.errors import StorageError
-from afdc.files import publish_folder, write_json
+from afdc.files import write_json
 from afdc.layout import RunLayout
 from afdc.result import AdapterRef, PathRows, RunResult, Usage
 from afdc_pipeline.context import JobContext
@@ -75,7 +76,7 @@ def copy_adapter(layout: RunLayout, state: LoopState) -> AdapterRef | None:
         raise StorageError(
             f"cannot copy the adapter to {layout.root}: {exc}", remedy="Free space, then run the command again"
         ) from exc
-    publish_folder(temporary, layout.adapter)
+    publish_adapter(temporary, layout.adapter)
     return AdapterRef(path=str(layout.adapter), name=state.best.served)
 
 
