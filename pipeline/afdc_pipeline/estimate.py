@@ -6,7 +6,7 @@ What the numbers rest on
 - `candidates` is an upper bound: duplicates and malformed texts fall away later. Every text, generated, unlabelled or
   of the eval set, is taken to be as long as the mean seed. `selected` takes KEPT_SHARE of the candidates where labels
   must agree (with the 135M model trec kept 0.42 and sst2 0.65) and all of them otherwise, less what the caps cut;
-  training tokens follow from it.
+  training tokens follow from it, and so do the augment rounds that a target needs beyond the planned ones.
 - CPU rates: measured with SmolLM2-135M-Instruct in bf16 on two cores; taken to fall in proportion to the parameters.
 - GPU rates: one H100. Prefill: half of the 49,000 tokens/s that an 8B model could reach at 792 TFLOP/s. Decode: half of
   what reading 16 GB of weights a step at 3.35 TB/s allows 128 sequences. Training: NeMo's published 12,500 tokens/s for
@@ -26,6 +26,7 @@ from typing import Any, Literal
 from afdc.config import RunConfig
 from afdc.prompting import Message, system_prompt
 from afdc.task import Task
+from afdc_pipeline import growth
 from afdc_pipeline.augment import estimate_tokens, plan_requests
 from afdc_pipeline.rows import Seed
 from afdc_pipeline.stages.augment import pick_style
@@ -79,6 +80,7 @@ class Plan:
     """Counts, tokens and seconds of a run that goes through all its rounds (module docstring: what they rest on).
 
     Attributes:
+        augment_rounds: passes over the seeds, those included that `select.target_rows` is expected to need.
         requests: generation requests; each has several draws.
         candidates: size of D1 at most, unlabelled texts included.
         selected: rows of D2 in a round, expected.
@@ -90,6 +92,7 @@ class Plan:
         seconds: by part, and "total".
     """
 
+    augment_rounds: int
     requests: int
     candidates: int
     selected: int
@@ -134,8 +137,9 @@ def make_plan(config: RunConfig, inputs: PlanInputs) -> Plan:
     sizes = _sizes(inputs)
     rates = rates_for(inputs.device, inputs.parameters)
     trained = [seed for seed in inputs.seeds if not seed.holdout]
-    draws = config.augment.rounds * len(trained) * config.augment.variants
-    requests, generation_prompt = _generation(config, inputs)
+    rounds = _augment_rounds(config, inputs, len(trained))
+    draws = rounds * len(trained) * config.augment.variants
+    requests, generation_prompt = _generation(config, inputs, rounds)
     candidates = draws + inputs.unlabeled_rows
     selected = _selected(config, candidates, len(inputs.task.names))
     scored = _scored_texts(config, inputs, candidates)
@@ -149,6 +153,7 @@ def make_plan(config: RunConfig, inputs: PlanInputs) -> Plan:
         "train": training / rates.train + adapters * rates.trainer_start_s,
     }
     return Plan(
+        augment_rounds=rounds,
         requests=requests,
         candidates=candidates,
         selected=selected,
@@ -186,14 +191,24 @@ def _pieces(name: str) -> tuple[str, ...]:
     return tuple(PIECE.findall(name))
 
 
-def _generation(config: RunConfig, inputs: PlanInputs) -> tuple[int, int]:
+def _augment_rounds(config: RunConfig, inputs: PlanInputs, parents: int) -> int:
+    """The planned rounds and those that the expected yield leaves to the target; none beyond where caps rule it out."""
+    rounds, target = config.augment.rounds, config.select.target_rows
+    ceiling = growth.row_ceiling(config.select, len(inputs.task.names), parents, unlabeled=bool(inputs.unlabeled_rows))
+    if target is None or rounds * parents == 0 or (ceiling is not None and ceiling < target):
+        return rounds
+    drawn = rounds * parents * config.augment.variants
+    return rounds + growth.rounds_needed(target, rounds, _expected(config, drawn + inputs.unlabeled_rows))
+
+
+def _generation(config: RunConfig, inputs: PlanInputs, rounds: int) -> tuple[int, int]:
     """Number of requests and their prompt tokens, from the first round's real prompts (a sample of a long list)."""
     # No model is loaded for a plan: it is taken to have a chat template, as nearly all of the large ones do.
     style = pick_style(config.augment.prompt_style, chat=True, parameters=round(inputs.parameters))
     planned = plan_requests(inputs.seeds, inputs.task, config.augment, "plan", 1, config.seed, style)
     prompts = (one.request.prompt for one in planned)
     sample = [inputs.count_tokens(_plain(prompt)) for prompt in islice(prompts, SAMPLED_PROMPTS)]
-    requests = config.augment.rounds * (len(sample) + sum(1 for _ in prompts))
+    requests = rounds * (len(sample) + sum(1 for _ in prompts))
     return requests, round(requests * sum(sample) / len(sample)) if sample else 0
 
 
@@ -201,10 +216,13 @@ def _plain(prompt: str | tuple[Message, ...]) -> str:
     return prompt if isinstance(prompt, str) else "\n".join(message.content for message in prompt)
 
 
+def _expected(config: RunConfig, candidates: int) -> int:
+    return round(candidates * KEPT_SHARE) if config.select.agreement else candidates
+
+
 def _selected(config: RunConfig, candidates: int, n_labels: int) -> int:
     select = config.select
-    expected = round(candidates * KEPT_SHARE) if select.agreement else candidates
-    caps = [expected]
+    caps = [_expected(config, candidates)]
     if select.per_label is not None:
         caps.append(select.per_label * n_labels)
     if select.target_rows is not None:

@@ -2,8 +2,8 @@
 
 D1 <- augment(D0, R rounds x K variants) + unlabelled texts
 M0 <- adapters fitted on D0 (none in the paper preset: the base model scores first)
-D2 <- select(score(D1))
-T times: M_t <- fit(base, D0 + D2); gate; D2 <- select(relabel(D1))
+D2 <- select(score(D1)); while |D2| < target: D1 <- D1 + one more augment round; D2 <- select(score(D1))
+T times: M_t <- fit(base, D0 + D2); gate; D2 <- select(relabel(D1)), as above
 """
 
 from __future__ import annotations
@@ -13,20 +13,29 @@ from statistics import mean
 
 from afdc.errors import AdapterError
 from afdc.result import EvalSummary, Evaluation, RoundResult
-from afdc_pipeline import stopping
+from afdc_pipeline import growth, stopping
 from afdc_pipeline.context import JobContext
 from afdc_pipeline.pool import Pool
 from afdc_pipeline.seams import StageKey
-from afdc_pipeline.stages.augment import build_pool
+from afdc_pipeline.spending import spent, stage_seconds
+from afdc_pipeline.stages.augment import SeenTexts, build_pool, extend_pool
 from afdc_pipeline.stages.decide import Decisions, decide
 from afdc_pipeline.stages.evaluate import evaluate
 from afdc_pipeline.stages.fit import train_member, train_round
+from afdc_pipeline.stages.grow import end_of_growth
 from afdc_pipeline.stages.runner import StageRun, run_stage
 from afdc_pipeline.stages.score import Scorer, score_pool
 from afdc_pipeline.stages.swap import accept_adapter
 
 BASE = Scorer("base")
-AUGMENT_STAGES = ("generate", "filter", "unlabeled")
+
+
+@dataclass(frozen=True)
+class ScoredPool:
+    """What a labeller has scored: the stages that hold its log-probs, and how many chunks of the pool they cover."""
+
+    keys: tuple[StageKey, ...]
+    chunks: int
 
 
 @dataclass
@@ -34,14 +43,19 @@ class LoopState:
     """Where the loop stands. `best` is M* so far; `labellers` are those whose mean labels D1."""
 
     pool: Pool
+    seen: SeenTexts
     labellers: list[Scorer] = field(default_factory=list)
-    score_keys: dict[str, StageKey] = field(default_factory=dict)
+    scored: dict[str, ScoredPool] = field(default_factory=dict)
     best: Scorer = BASE
     best_holdout: Evaluation | None = None
     history: list[RoundResult] = field(default_factory=list)
     decisions: list[Decisions] = field(default_factory=list)
     eval: EvalSummary = field(default_factory=EvalSummary)
     stop_reason: str = ""
+    extra: int = 0
+    """Augment rounds that were drawn beyond the plan, to reach the target."""
+    first_selected: int | None = None
+    """Rows of D2 when the target was first missed: the yield of the plan."""
 
 
 async def run_loop(ctx: JobContext, history: list[RoundResult] | None = None) -> LoopState:
@@ -50,12 +64,18 @@ async def run_loop(ctx: JobContext, history: list[RoundResult] | None = None) ->
     Args:
         history: filled round by round, so that the caller has the finished rounds when a later one fails.
     """
-    pool = await build_pool(ctx)
-    state = LoopState(pool, history=[] if history is None else history)
+    seen = SeenTexts(ctx)
+    try:
+        return await _run(ctx, LoopState(await build_pool(ctx, seen), seen, history=[] if history is None else history))
+    finally:
+        seen.close()
+
+
+async def _run(ctx: JobContext, state: LoopState) -> LoopState:
     base = await _eval(ctx, 0, BASE)
     seeds_only = await _round_zero(ctx, state)
-    await _label(ctx, state, 0)
-    await _record(ctx, state, 0, seeds_only[0] if seeds_only else None, holdout=state.best_holdout)
+    grown = await _label(ctx, state, 0)
+    await _record(ctx, state, 0, seeds_only[0] if seeds_only else None, holdout=state.best_holdout, note=grown)
     while not state.stop_reason:
         await _self_train(ctx, state, len(state.history))
     state.eval = _eval_summary(ctx, state, base, seeds_only)
@@ -102,10 +122,11 @@ async def _self_train(ctx: JobContext, state: LoopState, round: int) -> None:
     evaluation = await _eval(ctx, round, scorer)
     if accepted:
         _activate(ctx, state, scorer, holdout)
-        await _label(ctx, state, round)
+        note = await _label(ctx, state, round)
     else:  # the same labellers would decide the same again
         state.decisions.append(replace(state.decisions[-1], flip_rate=None))
-    await _record(ctx, state, round, evaluation, scorer=scorer, holdout=holdout, activated=accepted)
+        note = "lost held-out accuracy: the adapter before it is kept"
+    await _record(ctx, state, round, evaluation, scorer=scorer, holdout=holdout, activated=accepted, note=note)
 
 
 def _passes_gate(state: LoopState, holdout: Evaluation | None) -> bool:
@@ -120,13 +141,53 @@ def _activate(ctx: JobContext, state: LoopState, scorer: Scorer, holdout: Evalua
     state.labellers = [*keep, scorer]
 
 
-async def _label(ctx: JobContext, state: LoopState, round: int) -> None:
-    for scorer in state.labellers:
-        if scorer.name not in state.score_keys:
-            state.score_keys[scorer.name] = await score_pool(ctx, round, state.pool, scorer)
+async def _label(ctx: JobContext, state: LoopState, round: int) -> str:
+    """D2 of the round. Returns what was drawn beyond the plan to reach the target, and why it ended; "" for nothing."""
     previous = state.decisions[-1] if state.decisions else None
-    keys = [state.score_keys[scorer.name] for scorer in state.labellers]
-    state.decisions.append(await decide(ctx, round, state.pool, keys, previous))
+    state.decisions.append(await _decide(ctx, state, round, previous))
+    target = ctx.config.select.target_rows
+    if target is None or state.decisions[-1].selected >= target:
+        return ""
+    begun, before = state.decisions[-1].selected, state.extra
+    state.first_selected = begun if state.first_selected is None else state.first_selected
+    gained: int | None = None
+    while not (reason := await end_of_growth(ctx, round, _standing(ctx, state, gained))):
+        state.extra += 1
+        number = ctx.config.augment.rounds + state.extra
+        state.pool = await extend_pool(ctx, state.seen, number)
+        selected = state.decisions[-1].selected
+        state.decisions[-1] = await _decide(ctx, state, round, previous, f"-a{number}")
+        gained = state.decisions[-1].selected - selected
+    note = growth.describe(begun, state.extra - before, state.decisions[-1].selected, target, reason)
+    ctx.progress.note(note)
+    return note
+
+
+async def _decide(
+    ctx: JobContext, state: LoopState, round: int, previous: Decisions | None, part: str = ""
+) -> Decisions:
+    """Score what the labellers have not seen, and select."""
+    chunks = len(state.pool.chunks())
+    for scorer in state.labellers:
+        old = state.scored.get(scorer.name)
+        if old is None:
+            key = await score_pool(ctx, round, state.pool, scorer)
+            state.scored[scorer.name] = ScoredPool((key,), chunks)
+        elif old.chunks < chunks:
+            key = await score_pool(ctx, round, state.pool, scorer, part, old.chunks)
+            state.scored[scorer.name] = ScoredPool((*old.keys, key), chunks)
+    keys = [state.scored[scorer.name].keys for scorer in state.labellers]
+    return await decide(ctx, round, state.pool, keys, previous, part)
+
+
+def _standing(ctx: JobContext, state: LoopState, gained: int | None) -> growth.Standing:
+    return growth.Standing(
+        selected=state.decisions[-1].selected,
+        first=state.first_selected or 0,
+        extra=state.extra,
+        drawn=len(ctx.inputs.training_seeds) * ctx.config.augment.variants,
+        gained=gained,
+    )
 
 
 async def _record(
@@ -138,6 +199,7 @@ async def _record(
     scorer: Scorer | None = None,
     holdout: Evaluation | None = None,
     activated: bool = True,
+    note: str = "",
 ) -> None:
     """Add the round to the history and ask the stopping rules."""
     decisions = state.decisions[-1]
@@ -153,38 +215,18 @@ async def _record(
         eval=evaluation,
         adapter=(scorer or state.best).served,
         activated=activated,
-        note="" if activated else "lost held-out accuracy: the adapter before it is kept",
+        note=note,
         seconds=stage_seconds(ctx, round),
     )
     state.history.append(result)
     state.stop_reason = await _stop_reason(ctx, state)
 
 
-def stage_seconds(ctx: JobContext, round: int) -> dict[str, float]:
-    """Seconds of a round's stages. The augment rounds, which have numbers of their own, come before round 0 ends."""
-    seconds: dict[str, float] = {}
-    for (number, stage), value in ctx.ledger.seconds().items():
-        augmenting = stage in AUGMENT_STAGES
-        if (0 if augmenting else number) == round:
-            seconds[f"{stage}-{number}" if augmenting else stage] = milliseconds(value)
-    return seconds
-
-
-def milliseconds(value: float) -> float:
-    """Seconds with millisecond resolution."""
-    return round(value, 3)
-
-
 async def _stop_reason(ctx: JobContext, state: LoopState) -> str:
     """Ask once a round and keep the answer: a resumed run has spent more and must not stop elsewhere."""
 
     async def body(_run: StageRun) -> dict[str, str]:
-        totals = ctx.ledger.totals()
-        spent = stopping.Spent(
-            tokens=int(totals.get("prompt_tokens", 0) + totals.get("completion_tokens", 0)),
-            seconds=sum(ctx.ledger.seconds().values()),
-        )
-        return {"reason": stopping.stop_reason(state.history, ctx.config, spent) or ""}
+        return {"reason": stopping.stop_reason(state.history, ctx.config, spent(ctx)) or ""}
 
     last = state.history[-1]
     inputs = {"adapter": last.adapter, "selected": last.selected}

@@ -1,15 +1,15 @@
 """A whole job over the real ledger, store and duplicate index, with the fake engine and trainer.
 
-Run as a program it is what the kill tests kill: `python -m tests.fakes.job DIR [--kill-at N]` sends itself SIGKILL at
-the Nth durable step (fsync, rename or commit) and prints the number of steps when it survives.
+Run as a program it is what the kill tests kill: `python -m tests.fakes.job DIR [--kill-at N] [--target-rows N]` sends
+itself SIGKILL at the Nth durable step (fsync, rename or commit) and prints the number of steps when it survives.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import signal
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,16 @@ def small_config(**sections: dict[str, Any]) -> RunConfig:
     base: dict[str, Any] = {
         "augment": {"variants": 6, "rounds": 2, "context_seeds": 2},
         "loop": {"rounds": 2, "members": 2},
+    }
+    return build_config("default", base, sections)
+
+
+def growing_config(target: int, **sections: dict[str, Any]) -> RunConfig:
+    """A job whose one planned augment round, 72 texts, falls short of `target` rows."""
+    base: dict[str, Any] = {
+        "augment": {"variants": 6, "rounds": 1, "context_seeds": 2},
+        "loop": {"rounds": 1, "members": 2},
+        "select": {"target_rows": target},
     }
     return build_config("default", base, sections)
 
@@ -123,10 +133,13 @@ class KillSwitch:
 
 
 def main() -> None:
-    root = Path(sys.argv[1])
-    kill_at = int(sys.argv[3]) if len(sys.argv) > 3 else 0
-    job = make_job(root)
-    switch = KillSwitch(kill_at)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--kill-at", type=int, default=0)
+    parser.add_argument("--target-rows", type=int)
+    given = parser.parse_args()
+    job = make_job(given.root, growing_config(given.target_rows) if given.target_rows else None)
+    switch = KillSwitch(given.kill_at)
     switch.arm(job)
     job.run()
     print(switch.steps)

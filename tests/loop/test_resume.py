@@ -13,16 +13,19 @@ from pathlib import Path
 import pytest
 
 from afdc.adapter import AdapterManifest
+from afdc.config import RunConfig
 from afdc.errors import AdapterError, ConflictError
 from tests.fakes.engine import FakeEngine
-from tests.fakes.job import make_job, small_config
+from tests.fakes.job import growing_config, make_job, small_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+TARGET = 150
+GROW = ("--target-rows", str(TARGET))
 EVERY = 29  # a prime step walks over all kinds of points; the slow test takes every one
 
 
-def run_child(root: Path, kill_at: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.fakes.job", str(root), "--kill-at", str(kill_at)]
+def run_child(root: Path, kill_at: int = 0, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.fakes.job", str(root), "--kill-at", str(kill_at), *more]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, env=dict(os.environ))
 
 
@@ -36,19 +39,42 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, object]:
     return int(child.stdout), job.rows(job.run())
 
 
-def check_all(tmp_path: Path, undisturbed: tuple[int, object], points: list[int]) -> None:
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, object]:
+    """The same of a job that draws further augment rounds for its target."""
+    root = tmp_path_factory.mktemp("grown")
+    child = run_child(root, 0, *GROW)
+    assert child.returncode == 0, child.stderr
+    job = make_job(root, growing_config(TARGET))
+    state = job.run()
+    assert "further augment rounds" in state.history[0].note
+    return int(child.stdout), job.rows(state)
+
+
+def check_all(
+    tmp_path: Path, undisturbed: tuple[int, object], points: list[int], config: RunConfig | None = None, *more: str
+) -> None:
     _, expected = undisturbed
     with ThreadPoolExecutor(2) as pool:
-        children = list(pool.map(lambda n: run_child(tmp_path / str(n), n), points))
+        children = list(pool.map(lambda n: run_child(tmp_path / str(n), n, *more), points))
     assert {child.returncode for child in children} == {-signal.SIGKILL}
     for number in points:
-        job = make_job(tmp_path / str(number))
+        job = make_job(tmp_path / str(number), config)
         assert job.rows(job.run()) == expected, f"killed at step {number}"
 
 
 def test_a_kill_at_sampled_steps_changes_no_row(tmp_path: Path, undisturbed: tuple[int, object]) -> None:
     steps, _ = undisturbed
     check_all(tmp_path, undisturbed, list(range(1, steps + 1, EVERY)))
+
+
+def test_a_kill_while_the_target_is_drawn_for_changes_no_row(tmp_path: Path, grown: tuple[int, object]) -> None:
+    check_all(tmp_path, grown, list(range(1, grown[0] + 1, EVERY)), growing_config(TARGET), *GROW)
+
+
+@pytest.mark.slow
+def test_a_kill_at_every_step_of_growth_changes_no_row(tmp_path: Path, grown: tuple[int, object]) -> None:
+    check_all(tmp_path, grown, list(range(1, grown[0] + 1)), growing_config(TARGET), *GROW)
 
 
 @pytest.mark.slow

@@ -67,6 +67,18 @@ def test_caps_and_rounds_shape_the_plan() -> None:
     assert plan(loop={"rounds": 5}).training_tokens > plan().training_tokens
 
 
+def test_a_target_beyond_the_plan_is_planned_for() -> None:
+    plain = make_plan(build_config(), inputs())
+    grown = make_plan(build_config("default", {"select": {"target_rows": 4 * plain.selected}}), inputs())
+    assert (plain.augment_rounds, grown.augment_rounds) == (1, 4)
+    assert grown.selected == 4 * plain.selected
+    assert (grown.candidates, grown.requests) == (4 * plain.candidates, 4 * plain.requests)
+    capped = make_plan(build_config("default", {"select": {"target_rows": 900, "per_label": 9}}), inputs())
+    assert capped.augment_rounds == 1
+    only_real = build_config("default", {"select": {"target_rows": 900}, "augment": {"rounds": 0}})
+    assert make_plan(only_real, inputs(unlabeled_rows=500)).augment_rounds == 0
+
+
 def test_seconds_add_up_and_follow_the_machine() -> None:
     small = make_plan(RunConfig(), inputs())
     parts = [value for name, value in small.seconds.items() if name != "total"]

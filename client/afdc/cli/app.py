@@ -81,7 +81,7 @@ def run(
     variants: Annotated[int | None, typer.Option(metavar="K", help="Variants a seed and pass.")] = None,
     threshold: Annotated[float | None, typer.Option(metavar="TAU", help="Keep rows with confidence above it.")] = None,
     strategy: Annotated[StrategyName | None, typer.Option(help="Which scored rows are kept.")] = None,
-    target_rows: Annotated[int | None, typer.Option(metavar="N", help="Keep at most this many rows.")] = None,
+    target_rows: Annotated[int | None, typer.Option(metavar="N", help="Make this many rows, and keep no more.")] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Fixes every random choice.")] = None,
     config: Config = None,
     set_: Assignments = None,

@@ -34,17 +34,20 @@ UNLABELED_CHUNK = 512
 EVAL_PREFIX = "eval:"
 
 
-async def build_pool(ctx: JobContext) -> Pool:
+async def build_pool(ctx: JobContext, seen: SeenTexts) -> Pool:
     """Generate and filter every augment round, then the unlabelled texts; returns D1."""
-    seen = SeenTexts(ctx)
-    try:
-        for number in range(1, ctx.config.augment.rounds + 1):
-            await _generate(ctx, number)
-            await _filter(ctx, number, seen)
-        if ctx.inputs.unlabeled is not None:
-            await _take_unlabeled(ctx, seen)
-    finally:
-        seen.close()
+    for number in range(1, ctx.config.augment.rounds + 1):
+        await _generate(ctx, number)
+        await _filter(ctx, number, seen)
+    if ctx.inputs.unlabeled is not None:
+        await _take_unlabeled(ctx, seen)
+    return Pool(ctx.ledger, ctx.store, seen.keys)
+
+
+async def extend_pool(ctx: JobContext, seen: SeenTexts, number: int) -> Pool:
+    """Generate and filter one augment round more; D1 with its texts behind those it had."""
+    await _generate(ctx, number)
+    await _filter(ctx, number, seen)
     return Pool(ctx.ledger, ctx.store, seen.keys)
 
 

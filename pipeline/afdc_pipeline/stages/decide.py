@@ -29,6 +29,7 @@ from afdc_pipeline.stages.runner import StageRun, run_stage
 from afdc_pipeline.stages.score import read_logprobs
 from afdc_pipeline.stopping import flip_rate
 
+UNSEEN: dict[str, Any] = {"keep": False, "distribution": []}
 MEASURES = ("confidence", "margin", "entropy", "disagreement")
 
 
@@ -46,15 +47,21 @@ class Decisions:
 
 
 async def decide(
-    ctx: JobContext, round: int, pool: Pool, scores: Sequence[StageKey], previous: Decisions | None
+    ctx: JobContext,
+    round: int,
+    pool: Pool,
+    scores: Sequence[Sequence[StageKey]],
+    previous: Decisions | None,
+    part: str = "",
 ) -> Decisions:
     """Label D1 with the mean of the given scorers and select D2.
 
     Args:
-        scores: the score stages of the labellers, all over this pool.
-        previous: the last round's decisions, for the flip rate.
+        scores: the score stages of each labeller, which together cover this pool.
+        previous: the last round's decisions, for the flip rate; D1 may have grown since.
+        part: names the stage where a pool that has grown is decided again; "" for the first time in a round.
     """
-    key = StageKey(round, "select")
+    key = StageKey(round, f"select{part}")
 
     async def body(run: StageRun) -> dict[str, Any]:
         view = LabelView(ctx, pool, scores)
@@ -66,7 +73,7 @@ async def decide(
 
     inputs = {
         "pool": pool.digest,
-        "scores": [[k.round, k.stage] for k in scores],
+        "scores": [[k.round, k.stage] for keys in scores for k in keys],
         "previous": None if previous is None else previous.key.round,
     }
     result = await run_stage(ctx, key, inputs, body, title="select D2", total=pool.size)
@@ -80,7 +87,7 @@ class LabelView:
     mean distribution and the members' disagreement.
     """
 
-    def __init__(self, ctx: JobContext, pool: Pool, scores: Sequence[StageKey]) -> None:
+    def __init__(self, ctx: JobContext, pool: Pool, scores: Sequence[Sequence[StageKey]]) -> None:
         self._ctx = ctx
         self.pool = pool
         self._labels = {name: i for i, name in enumerate(ctx.task.names)}
@@ -125,8 +132,9 @@ class LabelView:
             self._rows(chunk)[:, -1].astype(np.float64),
         )
 
-    def _fill(self, scores: Sequence[StageKey]) -> NDArray[np.float32]:
-        self._refs = [{c.index: c.ref for c in self._ctx.ledger.chunks(key)} for key in scores]
+    def _fill(self, scores: Sequence[Sequence[StageKey]]) -> NDArray[np.float32]:
+        chunks = self._ctx.ledger.chunks
+        self._refs = [{c.index: c.ref for key in keys for c in chunks(key)} for keys in scores]
         shape = (max(self.pool.size, 1), len(self._labels) + 1)
         table = map_scratch(self._ctx.layout.state, shape)
         for chunk in self.pool.chunks():
@@ -217,12 +225,18 @@ def _share(mask: NDArray[np.bool_]) -> float | None:
 
 
 def _stored_labels(ctx: JobContext, key: StageKey, size: int) -> NDArray[np.int32]:
+    """The labels of an earlier decision; -1 where it had none, and for the texts that have come since."""
+    labels = np.full(size, -1, np.int32)
     rows = (row for record in ctx.ledger.chunks(key) for row in ctx.store.get(record.ref))
-    return np.fromiter((row["label"] for row in rows), np.int32, size)
+    for at, row in enumerate(rows):
+        labels[at] = row["label"]
+    return labels
 
 
 def decided_rows(ctx: JobContext, pool: Pool, key: StageKey) -> Iterator[tuple[Candidate, dict[str, Any]]]:
-    """Every candidate with its decision, in the order of the pool."""
+    """Every candidate with its decision, in the order of the pool; UNSEEN for texts that came after that decision."""
     refs = {record.index: record.ref for record in ctx.ledger.chunks(key)}
     for chunk in pool.chunks():
-        yield from zip(pool.read(chunk), ctx.store.get(refs[chunk.index]), strict=True)
+        seen = chunk.index in refs
+        rows = ctx.store.get(refs[chunk.index]) if seen else [UNSEEN] * chunk.size
+        yield from zip(pool.read(chunk), rows, strict=True)

@@ -33,19 +33,28 @@ class Scorer:
         return self.adapter or ""
 
 
-async def score_pool(ctx: JobContext, round: int, pool: Pool, scorer: Scorer) -> StageKey:
-    """Score every candidate with one scorer and return the stage that holds the log-probs."""
-    key = StageKey(round, f"score-{scorer.name}")
+async def score_pool(
+    ctx: JobContext, round: int, pool: Pool, scorer: Scorer, part: str = "", first: int = 0
+) -> StageKey:
+    """Score candidates with one scorer and return the stage that holds the log-probs.
+
+    Args:
+        part: names the stage of a pool that has grown; "" for the whole pool.
+        first: index of the first chunk that the scorer has not seen.
+    """
+    key = StageKey(round, f"score-{scorer.name}{part}")
+    chunks = pool.chunks()[first:]
 
     async def body(run: StageRun) -> dict[str, Any]:
         await serve(ctx, scorer.adapter)
-        for chunk in pool.chunks():
+        for chunk in chunks:
             if chunk.index not in run.done:
                 await _score_chunk(ctx, run, pool, chunk, scorer)
         return {"scorer": scorer.served}
 
+    total = sum(chunk.size for chunk in chunks)
     inputs = {"pool": pool.digest, "scorer": scorer.served, "engine": [ctx.info.device, ctx.info.dtype]}
-    await run_stage(ctx, key, inputs, body, title=f"relabel D1 with {_title(scorer)}", total=pool.size)
+    await run_stage(ctx, key, inputs, body, title=f"relabel D1 with {_title(scorer)}", total=total)
     return key
 
 
