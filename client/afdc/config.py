@@ -82,7 +82,7 @@ class SelectConfig(Model):
     per_label: int | None = Field(default=None, ge=1, description="cap a label; None: no cap beyond balance")
     per_seed: int | None = Field(default=None, ge=1, description="cap for the variants of one seed")
     target_rows: int | None = Field(
-        default=None, ge=1, description="at most this many rows in D2, and a reason to stop"
+        default=None, ge=1, description="rows wanted in D2: no more, and more augment rounds where they fall short"
     )
     align: bool = Field(
         default=True, description="divide out the labeller's prior so that its mean prediction matches the target mix"
