@@ -1,0 +1,1 @@
+"""Accuracy and data quality of every method on labelled tasks (docs/quality.md)."""

@@ -1,0 +1,99 @@
+"""Tables as Markdown, for the terminal and for docs/quality.md, where they stand between markers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from afdc.errors import UsageError
+from afdc.files import write_bytes
+from benchmarks.quality.methods import METHODS
+from benchmarks.quality.summary import Difference, Line
+
+HEAD = ("method", "accuracy", "macro-F1", "gap closed", "worst draw", "ECE (raw)", "seconds")
+DATA_HEAD = ("method", "rows", "precision", "coverage", "duplicates", "seed distance", "flips by round", "tokens")
+
+
+def results_table(lines: Sequence[Line]) -> str:
+    """Two tables a task: what the methods reach, and what is in the data sets of those that make one."""
+    parts = []
+    for task in dict.fromkeys(line.task for line in lines):
+        own = [line for line in lines if line.task == task]
+        draws = max(line.draws for line in own)
+        parts.append(f"**{task}**, {draws} draw{'s' if draws > 1 else ''}\n\n{markdown(HEAD, map(_result, own))}")
+        made = [line for line in own if line.rows is not None]
+        if made:
+            parts.append(markdown(DATA_HEAD, map(_data, made)))
+    return "\n\n".join(parts)
+
+
+def ablation_table(differences: Sequence[Difference]) -> str:
+    """A line a switch: accuracy that the default loses without it, in points, with its standard error."""
+    tasks = list(dict.fromkeys(one.task for one in differences))
+    tasks = [*(task for task in tasks if task != "all"), "all"]
+    rows = []
+    for variant in dict.fromkeys(one.variant for one in differences):
+        cells = {one.task: _points(one) for one in differences if one.variant == variant}
+        rows.append([variant, *(cells.get(task, "") for task in tasks)])
+    return markdown(("without", *tasks), rows)
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table with columns of even width."""
+    table = [list(head), *(list(row) for row in rows)]
+    widths = [max(len(row[i]) for row in table) for i in range(len(head))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in table
+    ]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def replace_between(path: Path, name: str, text: str) -> None:
+    """Put text between `<!-- begin: NAME -->` and `<!-- end: NAME -->` of a file.
+
+    Raises:
+        UsageError: the file lacks the markers.
+    """
+    begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
+    old = path.read_text(encoding="utf-8")
+    head, found, rest = old.partition(begin)
+    _, closed, tail = rest.partition(end)
+    if not (found and closed):
+        raise UsageError(f"{path} has no {begin} ... {end}", remedy="Put both lines where the table belongs")
+    write_bytes(path, f"{head}{begin}\n{text}\n{end}{tail}".encode())
+
+
+def _result(line: Line) -> list[str]:
+    raw = f" ({line.ece_raw:.3f})" if line.ece_raw is not None else ""
+    return [
+        METHODS[line.method].title,
+        f"{100 * line.accuracy:.1f} ± {100 * line.sd:.1f}",
+        f"{100 * line.macro_f1:.1f}",
+        _number(line.gap, "{:.0%}"),
+        _number(line.worst, "{:+.1%}").replace("%", ""),
+        _number(line.ece, "{:.3f}") + raw,
+        f"{line.seconds:.0f}",
+    ]
+
+
+def _data(line: Line) -> list[str]:
+    return [
+        METHODS[line.method].title,
+        _number(line.rows, "{:.0f}"),
+        _number(line.precision, "{:.1%}"),
+        _number(line.coverage, "{:.0%}"),
+        _number(line.duplicate_share, "{:.1%}"),
+        _number(line.seed_distance, "{:.2f}"),
+        " ".join(f"{flip:.1%}" for flip in line.flips),
+        _number(line.tokens, "{:,.0f}"),
+    ]
+
+
+def _points(one: Difference) -> str:
+    error = "" if one.error is None else f" ± {100 * one.error:.1f}"
+    return f"{100 * one.mean:+.1f}{error}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)

@@ -1,0 +1,84 @@
+"""Trainers of a sweep: inside this process, and one that fits the adapters of round 0 only once."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from afdc.adapter import verify_adapter
+from afdc.files import publish_folder, sha256_file, write_json
+from afdc.training import RESULT_FILE, ROWS_FILE, TrainJob, TrainResult
+from afdc_pipeline.seams import Trainer
+from benchmarks.quality.cache import digest, locked
+
+ELSEWHERE = ("checkpoint_every", "epochs", "seed_epochs", "seed_repeat", "continue_adapter")  # the job says what counts
+PATHS = ("rows", "work", "adapters", "result", "name", "job", "member")
+
+
+class InsideTrainer:
+    """`afdc_trainer.run.fit` without a process of its own: saves seconds a fit, which is most of a fit on a GPU."""
+
+    async def fit(self, job: TrainJob) -> TrainResult:
+        import torch
+
+        from afdc_trainer.run import fit
+
+        try:
+            return fit(job)
+        finally:
+            torch.use_deterministic_algorithms(False)  # the engine's own operations have no deterministic form
+
+
+class SharedTrainer:
+    """Fits of round 0 (seeds alone, gold alone) by the hash of their inputs: methods and ablations share them.
+
+    Attributes:
+        saved_seconds: what the fits found here had taken.
+    """
+
+    def __init__(self, inner: Trainer, folder: Path, code: str) -> None:
+        """`code`: digest of the trainer's code, part of the hash."""
+        self.inner, self.folder, self.code = inner, folder, code
+        self.saved_seconds = 0.0
+
+    async def fit(self, job: TrainJob) -> TrainResult:
+        if job.round or job.continue_from:
+            return await self.inner.fit(job)
+        key = self._key(job)
+        place = self.folder / key[:20]
+        with locked(place.with_suffix(".lock")):
+            stored = place / "stored.json"
+            if stored.exists():
+                result = TrainResult.model_validate_json(stored.read_bytes())
+                self.saved_seconds += result.seconds
+            else:
+                result = await self.inner.fit(_moved(job, place, key))
+                write_json(stored, result.model_dump(mode="json"))
+        assert result.adapter is not None
+        return result.model_copy(update={"adapter": _copy(result.adapter, job.adapters)})
+
+    def _key(self, job: TrainJob) -> str:
+        inputs: dict[str, Any] = job.model_dump(mode="json", exclude=set(PATHS))
+        inputs["config"] = {name: value for name, value in inputs["config"].items() if name not in ELSEWHERE}
+        return digest([inputs, sha256_file(job.rows), self.code])
+
+
+def _moved(job: TrainJob, place: Path, key: str) -> TrainJob:
+    """The same fit in a folder of its own, under a name that no job has."""
+    place.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(job.rows, place / ROWS_FILE)
+    paths = {"rows": place / ROWS_FILE, "work": place / "work", "adapters": place, "result": place / RESULT_FILE}
+    return job.model_copy(update={"name": f"shared-{key[:12]}", "job": "shared", "member": 0, **paths})
+
+
+def _copy(adapter: Path, folder: Path) -> Path:
+    """The adapter in a job's own folder; what lies there already is the same by its name."""
+    target = folder / adapter.name
+    if not target.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{adapter.name}.tmp"
+        shutil.copytree(adapter, temporary, dirs_exist_ok=True)
+        publish_folder(temporary, target)
+    verify_adapter(target)
+    return target
