@@ -44,7 +44,12 @@ class EngineConfig(Model):
         default=False, description="CUDA only: give the KV cache's memory to the trainer while it runs"
     )
     hang_timeout_s: float = Field(default=180.0, gt=0, description="seconds without one token while requests wait")
-    max_restarts: int = Field(default=8, ge=0, description="engine restarts before the run fails")
+    start_timeout_s: float = Field(
+        default=1200.0, gt=0, description="seconds that an engine start may take, model load and warm-up included"
+    )
+    max_restarts: int = Field(
+        default=8, ge=0, description="engine restarts without a single answer in between before the run fails"
+    )
     max_in_flight: int | None = Field(
         default=None, ge=1, description="requests submitted at once; None = 2 x max_num_seqs"
     )
@@ -154,6 +159,7 @@ class RunConfig(Model):
 
 TOLERANT_ENGINE_KEYS = (
     "hang_timeout_s",
+    "start_timeout_s",
     "max_restarts",
     "max_in_flight",
     "max_num_seqs",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from afdc.task import Task
 from afdc.training import TrainJob, TrainResult
 
 FloatArray = NDArray[np.float64]
+Health = Literal["ready", "lent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +125,15 @@ class Engine(Protocol):
         """Drain the adapter's requests, then free its slot. Unknown names are ignored."""
         ...
 
-    async def health(self) -> None:
-        """Read one token through the engine. Raises EngineDiedError when no answer comes."""
+    async def health(self) -> Health:
+        """Read one token through the engine; "lent" without a read while the trainer has the device.
+
+        Raises EngineDiedError when no answer comes.
+        """
         ...
 
     async def lend_device(self) -> None:
-        """Make room for the trainer on a shared GPU; nothing to do elsewhere."""
+        """Make room for the trainer on a shared GPU; nothing to do elsewhere. Requests wait until `reclaim_device`."""
         ...
 
     async def reclaim_device(self) -> None: ...

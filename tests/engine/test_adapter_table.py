@@ -7,43 +7,22 @@ import contextlib
 import json
 import struct
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from afdc.adapter import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, AdapterManifest, Probe
-from afdc.config import EngineConfig
 from afdc.errors import AdapterError
 from afdc.files import sha256_file
 from afdc.task import Task
-from afdc_pipeline.seams import EngineInfo, GenerateRequest, Sampling
+from afdc_pipeline.seams import GenerateRequest, Sampling
 from afdc_server.engine.adapters import AdapterTable, check_files, check_probes
 from afdc_server.engine.engine import SupervisedEngine
-from afdc_server.engine.settings import resolve_settings
-from tests.fakes.backend import FakeBackend, World
+from tests.fakes.backend import World
+from tests.fakes.served import started
 
-INFO = EngineInfo("m", Path("m"), "r", "0", "cpu", "float32", 64, False, 1)
 FOLDER = Path("adapter")
-
-
-class Letters:
-    """A tokenizer of one id a character."""
-
-    chat_template = None
-    eos_token_id = 0
-    bos_token_id = None
-
-    def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
-        return {"input_ids": [ord(letter) for letter in text]}
-
-    def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> str:
-        raise AssertionError("there is no template")
-
-    def decode(self, token_ids: Any, **options: Any) -> str:
-        return "".join(map(chr, token_ids))
 
 
 def manifest(*probes: Probe) -> AdapterManifest:
@@ -54,16 +33,11 @@ def manifest(*probes: Probe) -> AdapterManifest:
 
 @contextlib.asynccontextmanager
 async def served(world: World) -> AsyncIterator[tuple[SupervisedEngine, AdapterTable]]:
-    settings = replace(resolve_settings(EngineConfig(max_loras=2), 64, "cpu"), max_in_flight=1)
-    engine = SupervisedEngine(lambda: FakeBackend(world), Letters(), INFO, settings, Path("engine.log"))
-    await engine.start()
-    table = engine._adapters
-    with table.reserve("one", FOLDER) as slot:
-        table.activate(slot, manifest())
-    try:
+    async with started(world) as engine:
+        table = engine._adapters
+        with table.reserve("one", FOLDER) as slot:
+            table.activate(slot, manifest())
         yield engine, table
-    finally:
-        await engine.close()
 
 
 async def test_an_unload_waits_for_the_whole_batch() -> None:

@@ -66,13 +66,13 @@ async def test_a_stopped_engine_is_found_by_the_watchdog(
     engine: Any, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await engine.health()
-    monkeypatch.setattr(engine.supervisor, "_hang_timeout_s", 5.0)
+    monkeypatch.setattr(engine.supervisor, "hang_timeout_s", 5.0)
     restarts = engine.usage().restarts
     for pid in engine.supervisor.backend.pids():
         os.kill(pid, signal.SIGSTOP)
     waiting = asyncio.ensure_future(engine.score(["is anybody there"], task))
     await asyncio.sleep(7)
-    monkeypatch.setattr(engine.supervisor, "_hang_timeout_s", 180.0)
+    monkeypatch.setattr(engine.supervisor, "hang_timeout_s", 180.0)
     assert np.isfinite((await waiting).logprobs).all()
     assert engine.usage().restarts == restarts + 1
 

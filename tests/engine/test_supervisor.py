@@ -12,6 +12,7 @@ import pytest
 from afdc.errors import EngineDiedError, RequestRejectedError
 from afdc_server.engine.backend import Backend, ReadAnswer
 from afdc_server.engine.limits import SuspicionGate, WeightedLimit
+from afdc_server.engine.starting import Starter
 from afdc_server.engine.supervisor import Supervisor
 from afdc_server.engine.tasks import all_or_none, finish_bounded
 from tests.fakes.backend import POISON, REFUSED, FakeBackend, World
@@ -21,14 +22,32 @@ async def nothing(backend: Backend) -> None:
     return None
 
 
+def make_supervisor(
+    world: World,
+    hang_timeout_s: float = 30,
+    max_restarts: int = 8,
+    on_restart: Callable[[Backend], Awaitable[None]] = nothing,
+    start_timeout_s: float = 90,
+) -> Supervisor:
+    starter = Starter(
+        lambda: FakeBackend(world),
+        on_restart,
+        timeout_s=start_timeout_s,
+        max_restarts=max_restarts,
+        log=Path("engine.log"),
+    )
+    return Supervisor(starter, hang_timeout_s)
+
+
 @asynccontextmanager
 async def supervised(
     world: World,
     hang_timeout_s: float = 30,
     max_restarts: int = 8,
     on_restart: Callable[[Backend], Awaitable[None]] = nothing,
+    start_timeout_s: float = 90,
 ) -> AsyncIterator[Supervisor]:
-    made = Supervisor(lambda: FakeBackend(world), on_restart, hang_timeout_s, max_restarts, Path("engine.log"))
+    made = make_supervisor(world, hang_timeout_s, max_restarts, on_restart, start_timeout_s)
     await made.start()
     try:
         yield made
@@ -92,6 +111,80 @@ async def test_a_silent_death_is_noticed() -> None:
         supervisor.backend.kill()
         answers = await asyncio.wait_for(waiting, 10)
     assert all(isinstance(a, ReadAnswer) for a in answers)
+
+
+async def test_a_start_that_hangs_is_a_failed_start() -> None:
+    world = World(slow_starts=1)
+    supervisor = make_supervisor(world, start_timeout_s=0.3)
+    with pytest.raises(EngineDiedError, match=r"within 0\.3 s.*start_timeout_s"):
+        await asyncio.wait_for(supervisor.start(), 5)
+    assert world.live == 0
+    await supervisor.close()
+
+
+async def test_a_restart_that_hangs_is_ended_and_repeated() -> None:
+    world = World(kill_at_step=2)
+    async with supervised(world, start_timeout_s=0.3) as supervisor:
+        world.slow_starts = 2
+        answers = await asyncio.wait_for(reads(supervisor, [1, 2, 3]), 10)
+        assert world.live == 1
+    assert all(isinstance(a, ReadAnswer) for a in answers)
+    assert supervisor.restarts == 3
+
+
+async def test_rare_deaths_do_not_add_up() -> None:
+    world = World()
+    async with supervised(world, max_restarts=2) as supervisor:
+        for _ in range(6):
+            world.kill_at_step = len(world.answered) + 2
+            answers = await reads(supervisor, [1, 2, 3])
+            assert all(isinstance(a, ReadAnswer) for a in answers)
+    assert supervisor.restarts == 6
+
+
+async def test_health_does_not_wait_behind_suspects() -> None:
+    world = World(kill_at_step=1)
+    async with supervised(world) as supervisor:
+        world.seconds = 1.0
+        waiting = asyncio.ensure_future(reads(supervisor, list(range(40))))
+        while supervisor.restarts == 0:
+            await asyncio.sleep(0.05)
+        world.seconds = 0.3  # 40 suspects, 8 at a time, take far longer than one canary
+        assert await asyncio.wait_for(supervisor.check(lambda b: b.read([7], [7], None)), 5) == "ready"
+        assert not waiting.done()
+        await waiting
+
+
+async def test_health_of_a_full_engine_is_its_other_answers() -> None:
+    async def queued(backend: Backend) -> None:
+        await asyncio.sleep(60)
+
+    async with supervised(World(seconds=0.01), hang_timeout_s=0.6) as supervisor:
+        busy = asyncio.ensure_future(reads(supervisor, [1]))
+        checking = asyncio.ensure_future(supervisor.check(queued))
+        for token in range(60):
+            await reads(supervisor, [token])
+        assert await asyncio.wait_for(checking, 5) == "ready"
+        await busy
+
+
+async def test_health_without_any_answer_is_a_dead_engine() -> None:
+    async def never(backend: Backend) -> None:
+        await asyncio.sleep(60)
+
+    async with supervised(World(), hang_timeout_s=0.5) as supervisor:
+        with pytest.raises(EngineDiedError):
+            await asyncio.wait_for(supervisor.check(never), 5)
+
+
+async def test_health_finds_a_dead_engine_and_has_it_replaced() -> None:
+    async with supervised(World()) as supervisor:
+        assert supervisor.backend is not None
+        supervisor.backend.kill()
+        with pytest.raises(EngineDiedError):
+            await supervisor.check(lambda b: b.read([7], [7], None))
+        assert await supervisor.check(lambda b: b.read([7], [7], None)) == "ready"
+    assert supervisor.restarts == 1
 
 
 async def test_failed_restarts_are_repeated_up_to_the_limit() -> None:
@@ -179,7 +272,7 @@ async def test_any_error_of_a_restart_reaches_everyone() -> None:
 
 async def test_any_error_of_the_start_stays() -> None:
     world = World(broken_start=AssertionError("no such device"))
-    supervisor = Supervisor(lambda: FakeBackend(world), nothing, 30, 8, Path("engine.log"))
+    supervisor = make_supervisor(world)
     with pytest.raises(EngineDiedError, match="no such device"):
         await supervisor.start()
     [answer] = await reads(supervisor, [1])

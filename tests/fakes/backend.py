@@ -22,12 +22,20 @@ class World:
     hang_at_step: int = 0
     fail_starts: int = 0
     start_seconds: float = 0
+    slow_starts: int = 0
+    lending: Exception | None = None
+    reclaiming: Exception | None = None
+    likely: set[int] = field(default_factory=set)
+    refused_adapters: set[str] = field(default_factory=set)
+    deadly_adapters: set[str] = field(default_factory=set)
     broken_start: Exception | None = None
     started: int = 0
     live: int = 0
     loaded: list[list[str]] = field(default_factory=list)
     answered: list[int] = field(default_factory=list)
     most_at_once: int = 0
+    lent: int = 0
+    asked_while_lent: int = 0
 
 
 class FakeBackend:
@@ -39,12 +47,17 @@ class FakeBackend:
         self._steps = 0
         self._at_once = 0
         self.adapters: list[str] = []
+        self.lent = False
 
     async def start(self) -> None:
         self.world.started += 1
         self.world.live += 1
         self.world.loaded.append(self.adapters)
         await asyncio.sleep(self.world.start_seconds)
+        if self.world.slow_starts:
+            self.world.slow_starts -= 1
+            await self._dead.wait()
+            raise EngineDiedError("killed while it started")
         if self.world.broken_start is not None:
             raise self.world.broken_start
         if self.world.fail_starts:
@@ -65,6 +78,7 @@ class FakeBackend:
         self._dead.set()
 
     async def read(self, prompt: Sequence[int], ids: Sequence[int], adapter: AdapterSlot | None) -> ReadAnswer:
+        self.world.asked_while_lent += self.lent
         self._at_once += 1
         self.world.most_at_once = max(self.world.most_at_once, self._at_once)
         try:
@@ -72,7 +86,7 @@ class FakeBackend:
         finally:
             self._at_once -= 1
         self.world.answered.append(prompt[-1])
-        return ReadAnswer(tuple(-float(token) for token in ids), 0)
+        return ReadAnswer(tuple(-0.01 if token in self.world.likely else -float(token) for token in ids), 0)
 
     async def _step(self, token: int) -> None:
         if token == REFUSED:
@@ -97,12 +111,29 @@ class FakeBackend:
         return DrawAnswer(tuple(Completion(f"draw {i}", 2, True) for i in range(n)), 0)
 
     async def add_adapter(self, adapter: AdapterSlot) -> None:
+        if adapter.name in self.world.refused_adapters:
+            raise RequestRejectedError("unknown module")
+        if adapter.name in self.world.deadly_adapters:
+            self.kill()
+            raise EngineDiedError("gone")
         self.adapters.append(adapter.name)
 
     async def remove_adapter(self, adapter: AdapterSlot) -> None:
         if adapter.name in self.adapters:  # as in vLLM, an unknown adapter is no error
             self.adapters.remove(adapter.name)
 
-    async def lend_device(self) -> None: ...
+    async def lend_device(self) -> None:
+        await self._utility(self.world.lending)
+        self.lent = True
+        self.world.lent += 1
 
-    async def reclaim_device(self) -> None: ...
+    async def reclaim_device(self) -> None:
+        await self._utility(self.world.reclaiming)
+        self.lent = False
+
+    async def _utility(self, failure: Exception | None) -> None:
+        await asyncio.sleep(0.01)
+        if failure is not None:
+            raise failure
+        if self._dead.is_set():
+            raise EngineDiedError("gone")

@@ -11,7 +11,7 @@ import numpy as np
 from afdc.adapter import AdapterManifest, verify_adapter
 from afdc.files import canonical_json, sha256_bytes
 from afdc.task import Task
-from afdc_pipeline.seams import Completion, EngineInfo, EngineUsage, Generated, GenerateRequest, Scores
+from afdc_pipeline.seams import Completion, EngineInfo, EngineUsage, Generated, GenerateRequest, Health, Scores
 
 WORDS = tuple(w + s for w in ("river", "stone", "lamp", "train", "cloud", "garden", "copper") for s in ("s", "er"))
 
@@ -77,8 +77,8 @@ class FakeEngine:
     async def unload_adapter(self, name: str) -> None:
         self.adapters.pop(name, None)
 
-    async def health(self) -> None:
-        return None
+    async def health(self) -> Health:
+        return "ready"
 
     async def lend_device(self) -> None:
         return None

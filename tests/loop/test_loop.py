@@ -153,7 +153,7 @@ def test_labels_are_those_of_the_task(tmp_path: Path) -> None:
     job = make_job(tmp_path)
     state = job.run()
     assert {row["label"] for row in job.rows(state)[0]} <= set(TASK.names)
-    assert asyncio.run(job.engine.health()) is None
+    assert asyncio.run(job.engine.health()) == "ready"
 
 
 @pytest.mark.parametrize("strategy", ["confidence", "least_confidence", "margin", "entropy", "committee", "diversity"])

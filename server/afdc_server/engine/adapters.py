@@ -24,12 +24,14 @@ EXPONENT_MASKS = {"F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80), "F32": ("<u4"
 
 @dataclass
 class LiveAdapter:
-    """An active adapter and how many requests use it."""
+    """An active adapter, how many requests use it, and how many engines ended while they took it back."""
 
     slot: AdapterSlot
     manifest: AdapterManifest
     users: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
+    draining: bool = False
+    deaths: int = 0
 
     def __post_init__(self) -> None:
         self.idle.set()
@@ -41,12 +43,13 @@ class AdapterTable:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._live: dict[str, LiveAdapter] = {}
+        self._dropped: dict[str, str] = {}
         self._taken = 0
         self._next = 1
 
-    def slots(self) -> list[AdapterSlot]:
-        """Slots of the active adapters, for the engine that replaces a dead one."""
-        return [entry.slot for entry in self._live.values()]
+    def entries(self) -> list[LiveAdapter]:
+        """Adapters that requests may be using, for the engine that replaces a dead one."""
+        return list(self._live.values())
 
     def find(self, name: str) -> LiveAdapter | None:
         return self._live.get(name)
@@ -69,11 +72,12 @@ class AdapterTable:
         try:
             yield slot
         finally:
-            if name not in self._live or self._live[name].slot != slot:
+            if not self._holds(slot):
                 self._taken -= 1
 
     def activate(self, slot: AdapterSlot, manifest: AdapterManifest) -> None:
         self._live[slot.name] = LiveAdapter(slot, manifest)
+        self._dropped.pop(slot.name, None)
 
     @contextmanager
     def use(self, name: str | None) -> Iterator[AdapterSlot | None]:
@@ -85,7 +89,9 @@ class AdapterTable:
         if name is None:
             yield None
             return
-        entry = self.require(name)
+        entry = self._live.get(name)
+        if entry is None or entry.draining:
+            raise self._missing(name)
         entry.users += 1
         entry.idle.clear()
         try:
@@ -95,30 +101,53 @@ class AdapterTable:
             if entry.users == 0:
                 entry.idle.set()
 
-    def require(self, name: str) -> LiveAdapter:
-        entry = self._live.get(name)
-        if entry is None:
-            raise AdapterError(f"no adapter {name!r} is loaded", remedy="Load its folder first")
-        return entry
+    def confirm(self, slot: AdapterSlot | None) -> None:
+        """See that a slot in use still is the engine's: a restart may have dropped its adapter.
+
+        Raises:
+            AdapterError: says why it was dropped.
+        """
+        if slot is not None and not self._holds(slot):
+            raise self._missing(slot.name)
+
+    def _holds(self, slot: AdapterSlot) -> bool:
+        entry = self._live.get(slot.name)
+        return entry is not None and entry.slot == slot
+
+    def _missing(self, name: str) -> AdapterError:
+        if name in self._dropped:
+            return AdapterError(
+                f"adapter {name!r} is no longer served: the engine was restarted and refused it: {self._dropped[name]}",
+                remedy="Mend its folder and load it again",
+            )
+        return AdapterError(f"no adapter {name!r} is loaded", remedy="Load its folder first")
+
+    def drop(self, slot: AdapterSlot, reason: str) -> None:
+        """Give up an adapter that a new engine did not take back; requests that name it hear the reason."""
+        self._dropped[slot.name] = reason
+        self.free(slot)
 
     async def drain(self, name: str) -> AdapterSlot | None:
         """Refuse new users, wait for the present ones, and return the slot to free. None for unknown names.
 
         The adapter stays active when the wait is cancelled.
         """
-        entry = self._live.pop(name, None)
+        entry = self._live.get(name)
         if entry is None:
             return None
+        entry.draining = True
         try:
             await entry.idle.wait()
         except BaseException:
-            self._live[name] = entry
+            entry.draining = False
             raise
-        return entry.slot
+        return entry.slot if self._holds(entry.slot) else None
 
-    def free(self) -> None:
-        """Give back the place of a drained adapter, once the engine has let go of it."""
-        self._taken -= 1
+    def free(self, slot: AdapterSlot) -> None:
+        """Give back the place of an adapter that the engine has let go of."""
+        if self._holds(slot):
+            del self._live[slot.name]
+            self._taken -= 1
 
 
 def check_files(folder: Path, model: str, revision: str, max_rank: int) -> AdapterManifest:
@@ -129,7 +158,7 @@ def check_files(folder: Path, model: str, revision: str, max_rank: int) -> Adapt
     """
     try:
         return _check_files(folder, model, revision, max_rank)
-    except MALFORMED as exc:
+    except (*MALFORMED, OSError) as exc:
         raise AdapterError(f"{folder} is damaged: {type(exc).__name__}: {exc}") from exc
 
 

@@ -11,7 +11,7 @@ from afdc.config import EngineConfig
 from afdc.errors import ModelError
 from afdc_pipeline.seams import Engine, EngineInfo
 from afdc_server.engine.engine import SupervisedEngine
-from afdc_server.engine.environment import LOG_FILE, prepare_environment
+from afdc_server.engine.environment import LOG_FILE, engine_environment
 from afdc_server.engine.settings import EngineSettings, resolve_settings
 from afdc_server.models import ModelRef
 
@@ -29,12 +29,11 @@ def make_engine(model: ModelRef, config: EngineConfig, logs: Path) -> Engine:
     """
     logs = logs.resolve()
     settings = resolve_settings(config, model_length(model.path))
-    prepare_environment(settings, logs)
     tokenizer = load_tokenizer(model.path)
     info = _describe(model, settings, bool(tokenizer.chat_template))
 
     def create() -> Any:
-        with warnings.catch_warnings():
+        with engine_environment(settings, logs), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # vLLM's dependencies warn about each other; users can do nothing about it
             from afdc_server.engine.vllm_backend import VllmBackend  # takes seconds to import: only a start needs it
 

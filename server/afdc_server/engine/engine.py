@@ -8,6 +8,7 @@ from contextlib import ExitStack, aclosing, suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,16 +16,20 @@ from afdc.adapter import AdapterManifest
 from afdc.errors import AdapterError, EngineDiedError, EngineError, InputError, RequestRejectedError
 from afdc.prompting import PromptCodec, Tokenizer, encode_chat, encode_continuation
 from afdc.task import Task
-from afdc_pipeline.seams import EngineInfo, EngineUsage, FloatArray, Generated, GenerateRequest, Scores
-from afdc_server.engine.adapters import AdapterTable, check_files, check_probes, check_template
+from afdc_pipeline.seams import EngineInfo, EngineUsage, FloatArray, Generated, GenerateRequest, Health, Scores
+from afdc_server.engine.adapters import AdapterTable, LiveAdapter, check_files, check_probes, check_template
 from afdc_server.engine.backend import AdapterSlot, Backend
 from afdc_server.engine.limits import WeightedLimit
+from afdc_server.engine.patience import within
 from afdc_server.engine.settings import EngineSettings
-from afdc_server.engine.supervisor import Supervisor
+from afdc_server.engine.starting import Starter
+from afdc_server.engine.supervisor import Supervisor, Work
 from afdc_server.engine.tasks import all_or_none, finish_bounded, see_through
 from afdc_server.engine.trie import LabelTrie
 
 CANARY_TOKENS = 4
+
+T = TypeVar("T")
 
 
 class SupervisedEngine:
@@ -47,7 +52,14 @@ class SupervisedEngine:
         self._usage = EngineUsage()
         self._plan = lru_cache(maxsize=16)(self._make_plan)
         config = settings.config
-        self._supervisor = Supervisor(create, self._reload_adapters, config.hang_timeout_s, config.max_restarts, log)
+        starter = Starter(
+            create,
+            self._reload_adapters,
+            timeout_s=config.start_timeout_s,
+            max_restarts=config.max_restarts,
+            log=log,
+        )
+        self._supervisor = Supervisor(starter, config.hang_timeout_s)
 
     @property
     def supervisor(self) -> Supervisor:
@@ -74,9 +86,11 @@ class SupervisedEngine:
     async def generate(self, requests: Sequence[GenerateRequest]) -> AsyncGenerator[Generated, None]:
         """See `Engine.generate`. Raises AdapterError at once when a request names an adapter that is not loaded.
 
-        Its adapters are held until the last request is done, so that an unload waits for the whole batch.
+        Its adapters are held until the last request is done, so that an unload waits for the whole batch. When an
+        engine that was restarted refuses one of them, the other requests are answered before AdapterError rises.
         """
         left = len(requests)
+        lost: AdapterError | None = None
         with ExitStack() as held:
             slots = {name: held.enter_context(self._adapters.use(name)) for name in {r.adapter for r in requests}}
             jobs = ((max(1, request.n), request) for request in requests)
@@ -87,16 +101,32 @@ class SupervisedEngine:
                     left -= 1
                     if not left:  # before the yield: the caller may unload without asking for the end
                         held.close()
-                    yield generated
+                    if isinstance(generated, AdapterError):
+                        lost = generated
+                    else:
+                        yield generated
+        if lost is not None:
+            raise lost
 
-    async def _generate_one(self, request: GenerateRequest, slot: AdapterSlot | None) -> Generated:
+    async def _generate_one(self, request: GenerateRequest, slot: AdapterSlot | None) -> Generated | AdapterError:
         try:
             prompt = self._encode(request)
-            answer = await self._supervisor.run(lambda b: b.draw(prompt, request.n, request.sampling, slot))
+            answer = await self._run(slot, lambda b: b.draw(prompt, request.n, request.sampling, slot))
         except (RequestRejectedError, InputError) as exc:
             return Generated(request.id, error=str(exc))
+        except AdapterError as exc:
+            return exc
         self._count(len(prompt), sum(c.tokens for c in answer.completions), answer.cached_tokens)
         return Generated(request.id, answer.completions)
+
+    async def _run(self, slot: AdapterSlot | None, work: Work[T]) -> T:
+        """`Supervisor.run` for an adapter's requests. vLLM would load an unknown adapter unasked: each try checks."""
+
+        async def checked(backend: Backend) -> T:
+            self._adapters.confirm(slot)
+            return await work(backend)
+
+        return await self._supervisor.run(checked)
 
     def _encode(self, request: GenerateRequest) -> list[int]:
         if isinstance(request.prompt, str):
@@ -122,7 +152,7 @@ class SupervisedEngine:
             try:
                 codec.check_length(texts[index], self._settings.max_model_len)
                 prompt = codec.prompt_ids(texts[index])
-                logprobs[index] = await self._supervisor.run(lambda b: self._read_labels(b, prompt, trie, slot))
+                logprobs[index] = await self._run(slot, lambda b: self._read_labels(b, prompt, trie, slot))
             except (RequestRejectedError, InputError) as exc:
                 errors[index] = str(exc)
             return index
@@ -148,14 +178,7 @@ class SupervisedEngine:
 
     async def load_adapter(self, folder: Path) -> AdapterManifest:
         folder = folder.resolve()
-        manifest = await asyncio.to_thread(
-            check_files,
-            folder,
-            self._info.model,
-            self._info.model_revision,
-            self._settings.config.max_lora_rank,
-        )
-        check_template(manifest, self.template_hash(manifest.task))  # on this thread: the tokenizer has state
+        manifest = await self._verified(folder)
         async with self._changing:
             live = self._adapters.find(manifest.name)
             if live is not None:
@@ -169,6 +192,13 @@ class SupervisedEngine:
                     await see_through(self._forget(slot))
                     raise
                 self._adapters.activate(slot, manifest)
+        return manifest
+
+    async def _verified(self, folder: Path) -> AdapterManifest:
+        """Everything that can be checked without the engine."""
+        known = self._info.model, self._info.model_revision, self._settings.config.max_lora_rank
+        manifest = await asyncio.to_thread(check_files, folder, *known)
+        check_template(manifest, self.template_hash(manifest.task))  # on this thread: the tokenizer has state
         return manifest
 
     async def _forget(self, slot: AdapterSlot) -> None:
@@ -199,25 +229,54 @@ class SupervisedEngine:
         try:
             await self._supervisor.run(lambda b: b.remove_adapter(slot))
         finally:
-            self._adapters.free()
+            self._adapters.free(slot)
 
     async def _reload_adapters(self, backend: Backend) -> None:
-        for slot in self._adapters.slots():
-            await backend.add_adapter(slot)
+        """Put every adapter into a new engine as on its first load; drop the one that fails, the others go on."""
+        for entry in self._adapters.entries():
+            try:
+                await self._reload(backend, entry)
+            except AdapterError as exc:
+                self._adapters.drop(entry.slot, str(exc))
 
-    async def health(self) -> None:
+    async def _reload(self, backend: Backend, entry: LiveAdapter) -> None:
+        """Check, load and probe. An engine may end for a reason of its own: only the second death is the adapter's.
+
+        Raises:
+            AdapterError: it cannot be served.
+            EngineDiedError: the engine ended or hung meanwhile.
+        """
+        slot, manifest = entry.slot, entry.manifest
+        if await self._verified(slot.folder) != manifest:
+            raise AdapterError(f"{slot.folder} no longer holds the adapter that was loaded from it")
         limit = self._settings.config.hang_timeout_s
+        try:
+            served = await within(limit, self._load_and_probe(backend, slot, manifest))
+            check_probes(manifest, served, self._settings.probe_tolerance(manifest.probe_dtype))
+        except (RequestRejectedError, AdapterError) as exc:
+            with suppress(RequestRejectedError):  # the first error says more
+                await within(limit, backend.remove_adapter(slot))
+            raise AdapterError(f"adapter {manifest.name} cannot be loaded: {exc}") from exc
+        except (EngineDiedError, TimeoutError) as exc:
+            entry.deaths += 1
+            if entry.deaths > 1:
+                self._adapters.drop(slot, "the engine died twice while it was loaded")
+            raise EngineDiedError(f"the engine ended over adapter {manifest.name}: {exc}") from exc
+        entry.deaths = 0
+
+    async def health(self) -> Health:
         prompt = encode_continuation(self._tokenizer, "Hello")[:CANARY_TOKENS]
         try:
-            await asyncio.wait_for(self._supervisor.run(lambda b: b.read(prompt, prompt[-1:], None)), limit)
-        except (TimeoutError, RequestRejectedError) as exc:
-            raise EngineDiedError(f"the engine did not answer its one-token check within {limit:g} s") from exc
+            return await self._supervisor.check(lambda b: b.read(prompt, prompt[-1:], None))
+        except RequestRejectedError as exc:
+            raise EngineDiedError(f"the engine refused its one-token check: {exc}") from exc
 
     async def lend_device(self) -> None:
-        await self._supervisor.run(lambda b: b.lend_device())
+        if self._settings.lends_device:
+            await self._supervisor.lend(lambda b: b.lend_device())
 
     async def reclaim_device(self) -> None:
-        await self._supervisor.run(lambda b: b.reclaim_device())
+        await self._supervisor.reclaim(lambda b: b.reclaim_device())
 
     def _count(self, prompt: int, completion: int, cached: int) -> None:
         have = self._usage

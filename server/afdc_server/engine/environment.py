@@ -1,5 +1,8 @@
 """The surroundings of the engine process: environment, preloaded libraries, where its output goes, when it must end.
 
+All of it holds only while vLLM is imported and while an engine starts, one start at a time: the next engine, the
+trainer and whatever else this process does find the environment as the user made it.
+
 vLLM starts its engine core with multiprocessing's spawn method. A small launcher script takes the place of the Python
 executable for that one start: it sends the child's output to the log and asks the kernel to kill the child when we go.
 """
@@ -14,7 +17,8 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import resource_tracker, spawn
 from pathlib import Path
@@ -27,9 +31,20 @@ LOGGING_FILE = "engine_logging.json"
 MAX_BOUND_CORES = 16
 
 
-def prepare_environment(settings: EngineSettings, logs: Path) -> None:
-    """Set what vLLM reads while it is imported. Variables that the user has set stay as they are."""
+_starting = threading.RLock()  # environment and multiprocessing's executable belong to the whole process
+
+
+@contextmanager
+def engine_environment(settings: EngineSettings, logs: Path) -> Iterator[None]:
+    """Within the block vLLM finds its settings in the environment. Variables that the user has set stay as they are."""
     logs.mkdir(parents=True, exist_ok=True)
+    with _starting:
+        _log_to_file(logs)
+        with _set_variables(_engine_variables(settings, logs)):
+            yield
+
+
+def _engine_variables(settings: EngineSettings, logs: Path) -> dict[str, str]:
     values = {
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "VLLM_LOGGING_CONFIG_PATH": str(_write_logging_config(logs)),
@@ -43,11 +58,21 @@ def prepare_environment(settings: EngineSettings, logs: Path) -> None:
         cores = sorted(os.sched_getaffinity(0))
         if len(cores) <= MAX_BOUND_CORES:  # "auto" leaves one core idle, which small machines cannot spare
             values["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
-    if os.environ.get("VLLM_LOGGING_CONFIG_PATH", "").endswith(LOGGING_FILE):
-        del os.environ["VLLM_LOGGING_CONFIG_PATH"]  # an earlier engine of this process set it
-    for name, value in values.items():
-        os.environ.setdefault(name, value)
-    _log_to_file(logs)
+    return {name: value for name, value in values.items() if name not in os.environ}
+
+
+@contextmanager
+def _set_variables(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _log_to_file(logs: Path) -> None:
@@ -55,6 +80,7 @@ def _log_to_file(logs: Path) -> None:
     logger, path = logging.getLogger("vllm"), logs / LOG_FILE
     for handler in logger.handlers[:]:
         logger.removeHandler(handler)
+        handler.close()
     handler = logging.FileHandler(path, delay=True)
     handler.setFormatter(logging.Formatter(LOG_FORMAT))
     logger.addHandler(handler)
@@ -85,23 +111,20 @@ def preloaded_libraries() -> list[str]:
 
 @contextmanager
 def engine_launch(settings: EngineSettings, logs: Path) -> Iterator[None]:
-    """Within the block a spawned process starts through the launcher; everything is put back afterwards.
+    """`engine_environment`, and a spawned process starts through the launcher; everything is put back afterwards.
 
     Must be entered in a thread that lives as long as the engine: the kernel's parent-death signal follows the thread.
     """
     resource_tracker.ensure_running()  # else this process's tracker would start through the launcher and die with it
-    executable, preload = spawn.get_executable(), os.environ.get("LD_PRELOAD")
-    multiprocessing.set_executable(str(_write_launcher(logs)))
-    if settings.is_cpu:
-        os.environ["LD_PRELOAD"] = ":".join([*filter(None, [preload]), *preloaded_libraries()])
-    try:
-        yield
-    finally:
-        multiprocessing.set_executable(executable)
-        if preload is None:
-            os.environ.pop("LD_PRELOAD", None)
-        else:
-            os.environ["LD_PRELOAD"] = preload
+    with engine_environment(settings, logs):
+        executable = spawn.get_executable()
+        preload = [*filter(None, [os.environ.get("LD_PRELOAD")]), *preloaded_libraries()]
+        multiprocessing.set_executable(str(_write_launcher(logs)))
+        try:
+            with _set_variables({"LD_PRELOAD": ":".join(preload)} if settings.is_cpu and preload else {}):
+                yield
+        finally:
+            multiprocessing.set_executable(executable)
 
 
 def _write_launcher(logs: Path) -> Path:

@@ -29,6 +29,11 @@ class EngineSettings:
     def is_cpu(self) -> bool:
         return self.device == "cpu"
 
+    @property
+    def lends_device(self) -> bool:
+        """Whether the trainer gets the KV cache's memory while it runs."""
+        return not self.is_cpu and self.config.sleep_mode
+
     def probe_tolerance(self, trainer_dtype: str) -> float:
         """Largest difference in label probability, trainer against engine, that an adapter may show after the swap.
 

@@ -1,4 +1,4 @@
-"""vLLM's AsyncLLM as a Backend. The only module that imports vllm; import it after `prepare_environment`.
+"""vLLM's AsyncLLM as a Backend. The only module that imports vllm; import it within `engine_environment`.
 
 Facts this relies on are tested in tests/engine/test_canaries.py, so that an upgrade of vLLM tells us.
 """
@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import multiprocessing
 import os
 import signal
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from afdc.errors import EngineDiedError, EngineError, RequestRejectedError
 from afdc_pipeline.seams import Completion, Sampling
 from afdc_server.engine.backend import AdapterSlot, DrawAnswer, ReadAnswer
 from afdc_server.engine.environment import LOG_FILE, engine_launch
+from afdc_server.engine.patience import POLL_SECONDS
 from afdc_server.engine.settings import EngineSettings, engine_arguments
 
 
@@ -40,17 +43,19 @@ class VllmBackend:
         self._settings = settings
         self._logs = logs
         self._llm: Any = None
+        self._creating: asyncio.Future[Any] | None = None
+        self._children: frozenset[BaseProcess] | None = None  # of this process before the start; None: not yet begun
         self._ids = itertools.count()
         self._steps = 0
         # The engine core is killed when the thread that started it ends, so that thread lives as long as this object.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="afdc-engine")
 
     async def start(self) -> None:
-        creating = asyncio.get_running_loop().run_in_executor(self._thread, self._create)
+        self._creating = asyncio.get_running_loop().run_in_executor(self._thread, self._create)
         try:
-            self._llm = await asyncio.shield(creating)
+            self._llm = await asyncio.shield(self._creating)
         except asyncio.CancelledError:
-            creating.add_done_callback(_shut_down)
+            self._creating.add_done_callback(_shut_down)
             raise
         except (RuntimeError, ValueError, OSError, TimeoutError) as exc:
             self._thread.shutdown(wait=False)
@@ -60,6 +65,7 @@ class VllmBackend:
     def _create(self) -> Any:
         with warnings.catch_warnings(), engine_launch(self._settings, self._logs):
             warnings.simplefilter("ignore")  # vLLM's dependencies warn about each other; users can do nothing about it
+            self._children = frozenset(multiprocessing.active_children())
             arguments = AsyncEngineArgs(**engine_arguments(self._settings, str(self._model)))
             return AsyncLLM.from_engine_args(arguments)
 
@@ -75,6 +81,9 @@ class VllmBackend:
         core.get_output_async = receive_and_count
 
     async def close(self) -> None:
+        while self._creating is not None and not self._creating.done():  # given up: end what it may yet begin
+            self.kill()
+            await asyncio.wait({self._creating}, timeout=POLL_SECONDS)
         if self._llm is not None:
             llm, self._llm = self._llm, None
             await asyncio.get_running_loop().run_in_executor(None, llm.shutdown)
@@ -98,14 +107,21 @@ class VllmBackend:
         return [process.pid for process in self._processes() if process.pid is not None]
 
     def _processes(self) -> list[Any]:
+        if self._llm is None:
+            return self._starting()
         manager = self._llm.engine_core.resources.engine_manager
         return list(manager.processes) if manager is not None else []
 
+    def _starting(self) -> list[Any]:
+        """Processes of a start that is under way: `engine_launch` lets no other engine begin one meanwhile."""
+        if self._children is None or self._creating is None or self._creating.done():
+            return []
+        return [child for child in multiprocessing.active_children() if child not in self._children]
+
     def kill(self) -> None:
-        if self._llm is not None:
-            for pid in self.pids():
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        for pid in self.pids():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     async def read(self, prompt: Sequence[int], ids: Sequence[int], adapter: AdapterSlot | None) -> ReadAnswer:
         params = SamplingParams(
@@ -164,33 +180,27 @@ class VllmBackend:
             raise self._translate(exc, "vLLM cannot unload the adapter") from exc
 
     async def lend_device(self) -> None:
-        if not self._sleeps():
-            return
+        """Pause and free the KV cache. Whatever raises, a cancellation too, the engine goes on as before."""
+        if not hasattr(self._llm, "release_kv_cache_memory"):  # vLLM 0.26 has only sleep(), which loses adapters
+            raise EngineError(
+                "this vLLM cannot lend its KV cache", remedy="Use vLLM 0.32, or leave engine.sleep_mode off"
+            )
         try:
             await self._llm.pause_generation(mode="wait")
             await self._llm.release_kv_cache_memory()
-        except Exception as exc:  # as in `add_adapter`
-            with suppress(Exception):  # a dead engine cannot resume; the first error says what happened
-                await self._llm.resume_generation()
-            raise self._translate(exc, "vLLM cannot lend the device") from exc
+        except BaseException as exc:
+            with suppress(Exception):  # a dead engine cannot go on; the first error says what happened
+                await self.reclaim_device()
+            if isinstance(exc, Exception):  # as in `add_adapter`
+                raise self._translate(exc, "vLLM cannot lend the device") from exc
+            raise
 
     async def reclaim_device(self) -> None:
-        if not self._sleeps():
-            return
         try:
             await self._llm.wake_up()
             await self._llm.resume_generation()
         except Exception as exc:  # as in `add_adapter`
             raise self._translate(exc, "vLLM cannot take the device back") from exc
-
-    def _sleeps(self) -> bool:
-        if self._settings.is_cpu or not self._settings.config.sleep_mode:
-            return False
-        if not hasattr(self._llm, "release_kv_cache_memory"):  # vLLM 0.26 has only sleep(), which loses adapters
-            raise EngineError(
-                "this vLLM cannot lend its KV cache", remedy="Use vLLM 0.32, or leave engine.sleep_mode off"
-            )
-        return True
 
 
 def _shut_down(creating: asyncio.Future[Any]) -> None:
