@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections.abc import Iterable
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -53,6 +54,11 @@ class Task(Model):
     def names(self) -> tuple[str, ...]:
         """Label names, in the order of every score array's last axis."""
         return tuple(label.name for label in self.labels)
+
+    def positions(self, labels: Iterable[str]) -> list[int]:
+        """Index in `names` of each label. Raises KeyError for one that the task does not have."""
+        at = {name: index for index, name in enumerate(self.names)}
+        return [at[label] for label in labels]
 
 
 class Example(Model):

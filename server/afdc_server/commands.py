@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from afdc.inputs import iter_texts, read_examples
 from afdc.result import EvalReport
 from afdc.task import Example, Task
 from afdc_pipeline import metrics, scoring
+from afdc_pipeline.batches import batched
 from afdc_pipeline.seams import Engine, FloatArray, Progress, StageKey
 from afdc_server.packaged import PACKAGED_NAME
 
@@ -117,7 +117,7 @@ async def score_texts(
     progress.stage(StageKey(0, "score"), "score texts", total)
     done = errors = 0
     with atomic_writer(output) as stream:
-        for batch in _batches(texts):
+        for batch in batched(texts, BATCH_TEXTS):
             records = await labeller.read(batch)
             stream.writelines(json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records)
             failed = sum("error" in record for record in records)
@@ -149,12 +149,12 @@ async def evaluate_examples(labeller: OpenLabeller, examples: Sequence[Example],
     progress.stage(StageKey(0, "eval"), "score examples", len(examples))
     parts: list[FloatArray] = []
     rejected = 0
-    for batch in _batches(example.text for example in examples):
+    for batch in batched((example.text for example in examples), BATCH_TEXTS):
         scores = await labeller.engine.score(batch, labeller.task, labeller.served)
         parts.append(labeller.calibrated(scores.logprobs))
         rejected += len(scores.errors)
         progress.advance(len(batch), errors=len(scores.errors))
-    gold = [labeller.task.names.index(str(example.label)) for example in examples]
+    gold = labeller.task.positions(str(example.label) for example in examples)
     return build_report(labeller, np.concatenate(parts), np.asarray(gold), rejected)
 
 
@@ -247,9 +247,3 @@ def _opened(engine: Engine, who: Labeller, manifest: AdapterManifest | None) -> 
         return OpenLabeller(engine, who.task)
     prior = manifest.prior if who.task.names == manifest.task.names else ()
     return OpenLabeller(engine, who.task, manifest.name, manifest.temperature, prior)
-
-
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    stream = iter(texts)
-    while batch := list(islice(stream, BATCH_TEXTS)):
-        yield batch

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 from afdc.config import PromptStyle
 from afdc.task import normalise_text, text_id
 from afdc_pipeline.augment import PlannedRequest, plan_requests, refused_candidates, screen
+from afdc_pipeline.batches import batched
 from afdc_pipeline.context import JobContext
 from afdc_pipeline.filters import Style, TextLimits
 from afdc_pipeline.pool import DETAIL, DROP, Pool, to_candidate
@@ -23,7 +23,6 @@ from afdc_pipeline.stages.runner import StageRun, chunks_digest, run_stage
 
 Row = dict[str, Any]
 Chunk = tuple[int, list[PlannedRequest]]
-T = TypeVar("T")
 
 CHAT_PARAMETERS = 1_000_000_000
 MIN_CHUNK = 16
@@ -113,13 +112,6 @@ def _plan(ctx: JobContext, number: int) -> Sequence[PlannedRequest]:
         style=pick_style(ctx.config.augment.prompt_style, chat=ctx.info.chat, parameters=ctx.info.parameters),
         max_model_len=ctx.info.max_model_len,
     )
-
-
-def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of `size` items, the last one shorter (itertools.batched is new in Python 3.12)."""
-    source = iter(items)
-    while batch := list(islice(source, size)):
-        yield batch
 
 
 def pick_style(wanted: PromptStyle, *, chat: bool, parameters: int) -> Style:

@@ -65,6 +65,5 @@ def stored_logprobs(ctx: JobContext, key: StageKey) -> FloatArray:
 
 def summarise(ctx: JobContext, examples: Sequence[tuple[str, str]], logprobs: FloatArray) -> Evaluation:
     """Metrics of log-probs [n, n_labels] against the examples' labels; a text that was rejected counts as wrong."""
-    names = ctx.task.names
-    gold = np.array([names.index(label) for _, label in examples])
+    gold = np.array(ctx.task.positions(label for _, label in examples))
     return metrics.evaluate(normalise(logprobs), gold)

@@ -9,10 +9,9 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import pyarrow.parquet as pq
 
 from afdc.errors import ConflictError, StorageError
 from afdc.files import canonical_json, publish_folder, sha256_file, write_bytes, write_json
+from afdc_pipeline.batches import batched
 from afdc_server.export.card import CardFacts, DataCounts, job_yaml, render_card, task_json
 from afdc_server.export.schema import REJECTED_SHAPE, Row, Shape, audit_row, to_table, training_shapes
 
@@ -130,17 +130,11 @@ def verify_dataset(folder: Path) -> None:
             raise StorageError(f"{path} is missing or is not what the manifest of {folder} lists")
 
 
-def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    stream = iter(rows)
-    while batch := list(islice(stream, ROW_GROUP_ROWS)):
-        yield batch
-
-
 def _write_shapes(root: Path, rows: Iterable[Row], shapes: tuple[Shape, ...], tally: _Tally) -> None:
     """Write every batch in every shape, and at least one file a shape, so that an empty split still has its columns."""
     with ExitStack() as stack:
         writers = [stack.enter_context(_ShardWriter(root / shape.folder, shape)) for shape in shapes]
-        for batch in _batches(rows):
+        for batch in batched(rows, ROW_GROUP_ROWS):
             for row in batch:
                 tally.add(row)
             for writer in writers:

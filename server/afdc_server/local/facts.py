@@ -45,7 +45,7 @@ def reliability(ctx: JobContext, state: LoopState) -> tuple[ReliabilityPoint, ..
     if not ctx.inputs.eval or state.best == BASE:
         return ()
     logprobs = stored_logprobs(ctx, _eval_stage(state))
-    gold = np.array([ctx.task.names.index(example.label or "") for example in ctx.inputs.eval])
+    gold = np.array(ctx.task.positions(example.label or "" for example in ctx.inputs.eval))
     return tuple(metrics.reliability_bins(normalise(logprobs), gold))
 
 
