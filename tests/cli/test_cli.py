@@ -142,6 +142,13 @@ def test_summary_goes_to_stdout_and_messages_to_stderr(cli: Cli, job: dict[str, 
     assert "\x1b" not in out + err
 
 
+def test_what_a_round_has_to_say_stands_below_the_table(cli: Cli, job: dict[str, Any]) -> None:
+    note = "target_rows: 200 rows became 380 of 400 in 2 further augment rounds: " + "the last one added little " * 3
+    job["result"] = make_result(rounds=[RoundResult(round=0, candidates=500, selected=380, note=note)])
+    _, out, _ = cli(*RUN)
+    assert f"round 0: {note.strip()}" in " ".join(out.split())
+
+
 def test_json_is_the_result_and_nothing_else(cli: Cli, job: dict[str, Any]) -> None:
     code, out, _ = cli(*RUN, "--json")
     assert code == 0

@@ -31,6 +31,9 @@ def print_result(console: Console, result: RunResult, out: Path) -> None:
     if result.rounds:
         console.print()
         console.print(round_table(result.rounds))
+        for one in result.rounds:
+            if one.note:
+                console.print(Text(f"  round {one.round}: {visible(one.note, 300)}", style="dim"))
     if result.stop_reason:
         console.print(Text(f"  stopped: {visible(result.stop_reason)}", style="dim"))
     _print_places(console, result, RunLayout(out))
@@ -86,12 +89,11 @@ def round_table(rounds: list[RoundResult]) -> Table:
         ("held-out", [_accuracy(one.holdout) for one in rounds]),
         ("eval", [_accuracy(one.eval) for one in rounds]),
         ("time", [duration(sum(one.seconds.values())) for one in rounds]),
-        ("note", [visible(one.note) for one in rounds]),
     ]
     shown = [(name, values) for name, values in columns if any(values)]
     table = Table(box=None, pad_edge=True, header_style="bold")
     for name, _ in shown:
-        table.add_column(name, justify="left" if name == "note" else "right")
+        table.add_column(name, justify="right")
     for row in zip(*(values for _, values in shown), strict=True):
         table.add_row(*row)
     return table
