@@ -1,8 +1,8 @@
 """The one place where a task, a text and a label become token ids.
 
 The engine scores exactly these ids and the trainer trains on exactly these ids: both call `PromptCodec`.
-Text from outside is data. It is encoded with special tokens as plain text, so "<|im_end|>" inside a text stays five
-ordinary tokens and can neither end a turn nor begin one.
+Text from outside is data. It is encoded with special tokens and all other markup as plain text, so "<|im_end|>" inside
+a text stays five ordinary tokens and can neither end a turn nor begin one.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from afdc.errors import InputError, ModelError
 from afdc.files import canonical_json, sha256_bytes
 from afdc.task import Task, normalise_text
+from afdc.vocabulary import encode_data, leading_markup
 
 SENTINEL = "\u2402AFDC{}\u2403"
 LISTED_LABELS = 128
@@ -45,13 +46,14 @@ class Message:
 
 
 def encode_plain(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of `text` with nothing added and special tokens read as ordinary characters.
+    """Token ids of `text` with nothing added and markup read as ordinary characters.
 
     Raises:
-        InputError: the text holds half of a surrogate pair, which no tokenizer takes.
+        InputError: the text holds half of a surrogate pair, which no tokenizer takes, or markup that this one cannot
+            read as text.
     """
     check_unicode(text)
-    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+    return encode_data(tokenizer, text)
 
 
 def check_unicode(text: str) -> None:
@@ -119,27 +121,56 @@ def _chat_pieces(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[_Pie
     return [*pieces, _Piece(rest, False)]
 
 
-def _render(tokenizer: Tokenizer, turns: list[dict[str, str]]) -> str:
-    """The rendered template; where it refuses a system turn, that turn's text begins the user turn instead."""
+def _turn_end(tokenizer: Tokenizer) -> int:
+    """Id of the token that ends an answer: what the chat template writes behind one, else the end-of-sequence token.
+
+    The two differ in some models (Gemma: <end_of_turn> and <eos>, Phi-3: <|end|> and <|endoftext|>).
+
+    Raises:
+        ModelError: there is neither.
+    """
+    end = leading_markup(tokenizer, _behind_an_answer(tokenizer)) if tokenizer.chat_template else None
+    end = tokenizer.eos_token_id if end is None else end
+    if end is None:
+        raise ModelError("the tokenizer has no end-of-sequence token", remedy="Use an instruct model")
+    return end
+
+
+def _behind_an_answer(tokenizer: Tokenizer) -> str:
+    roles = ("system", "user", "assistant")
+    turns = [{"role": role, "content": SENTINEL.format(i)} for i, role in enumerate(roles)]
+    try:
+        rendered = _render(tokenizer, turns, ask=False)
+    except ModelError:  # a template for prompts alone
+        return ""
+    return rendered.partition(turns[-1]["content"])[2]
+
+
+def _render(tokenizer: Tokenizer, turns: list[dict[str, str]], *, ask: bool = True) -> str:
+    """The rendered template; where it refuses a system turn, that turn's text begins the user turn instead.
+
+    Args:
+        ask: end with the header of the answer that is to come.
+    """
     from jinja2 import TemplateError  # comes with transformers; a client without models has neither
 
     try:
-        return _apply_template(tokenizer, turns)
+        return _apply_template(tokenizer, turns, ask)
     except TemplateError as exc:
         refusal = exc
     if [turn["role"] for turn in turns[:2]] == ["system", "user"]:
         system, user, *others = turns
         merged = {"role": "user", "content": f"{system['content']}\n\n{user['content']}"}
         try:
-            return _apply_template(tokenizer, [merged, *others])
+            return _apply_template(tokenizer, [merged, *others], ask)
         except TemplateError as exc:
             refusal = exc
     raise ModelError(f"the model's chat template fails: {refusal}", remedy="Use another instruct model") from refusal
 
 
-def _apply_template(tokenizer: Tokenizer, turns: list[dict[str, str]]) -> str:
+def _apply_template(tokenizer: Tokenizer, turns: list[dict[str, str]], ask: bool) -> str:
     options = {"date_string": PROMPT_DATE, "strftime_now": lambda _format: PROMPT_DATE, "enable_thinking": False}
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **options))
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=ask, **options))
 
 
 def _plain_pieces(messages: Sequence[Message]) -> list[_Piece]:
@@ -170,9 +201,7 @@ class PromptCodec:
         header = "".join(piece.text for piece in pieces[user + 1 :])
         self.prefix_ids = _encode_pieces(tokenizer, pieces[:user])
         self.suffix_ids = encode_markup(tokenizer, header)
-        if tokenizer.eos_token_id is None:
-            raise ModelError("the tokenizer has no end-of-sequence token", remedy="Use an instruct model")
-        self.terminator: int = tokenizer.eos_token_id
+        self.terminator = _turn_end(tokenizer)
         self.label_ids = [self._encode_label(name, header) for name in task.names]
         self._check_distinct()
 
