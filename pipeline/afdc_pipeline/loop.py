@@ -66,7 +66,10 @@ async def run_loop(ctx: JobContext, history: list[RoundResult] | None = None) ->
     """
     seen = SeenTexts(ctx)
     try:
-        return await _run(ctx, LoopState(await build_pool(ctx, seen), seen, history=[] if history is None else history))
+        state = LoopState(await build_pool(ctx, seen), seen, history=[] if history is None else history)
+        if ctx.config.select.target_rows is None:
+            seen.close()  # D1 is whole: nothing is compared any more
+        return await _run(ctx, state)
     finally:
         seen.close()
 

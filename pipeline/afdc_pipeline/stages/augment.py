@@ -75,9 +75,10 @@ class SeenTexts:
         return self._index
 
     def close(self) -> None:
-        """Release the index file."""
+        """Release the index file; it is built anew where it is needed again."""
         if self._index is not None:
             self._index.close()
+            self._index = None
 
 
 async def _generate(ctx: JobContext, number: int) -> None:
