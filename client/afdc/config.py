@@ -16,6 +16,7 @@ PromptStyle = Literal["auto", "continuation", "chat"]
 Strategy = Literal["confidence", "least_confidence", "margin", "entropy", "committee", "diversity"]
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "bfloat16", "float32"]
+EngineDType = Literal["auto", "bfloat16", "float16", "float32"]
 Preset = Literal["default", "paper"]
 
 
@@ -23,7 +24,7 @@ class EngineConfig(Model):
     """The vLLM engine. None or "auto" means: chosen for the device (docs/engine.md has the table)."""
 
     device: Device = Field(default="auto", description="where the model runs; auto: a GPU where there is one")
-    dtype: DType = Field(default="auto", description="numbers of weights and activations")
+    dtype: EngineDType = Field(default="auto", description="numbers of weights and activations")
     max_model_len: int = Field(default=2048, ge=128, description="longest prompt plus answer, tokens")
     max_num_seqs: int | None = Field(default=None, ge=1, description="sequences in one engine step")
     max_num_batched_tokens: int | None = Field(default=None, ge=128, description="tokens in one engine step")

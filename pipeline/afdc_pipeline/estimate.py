@@ -90,6 +90,7 @@ class Plan:
         completion_tokens: of generation.
         training_tokens: through the model, a shared template counted once a batch.
         seconds: by part, and "total".
+        precision: numbers that engine and trainer compute in, where the planner knows them.
     """
 
     augment_rounds: int
@@ -102,6 +103,7 @@ class Plan:
     completion_tokens: int
     training_tokens: int
     seconds: dict[str, float]
+    precision: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Flat JSON form."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from afdc.errors import TrainerError
+from afdc.memory import names_out_of_memory
 from afdc.training import TrainJob
 from afdc_trainer import checkpoint
 from afdc_trainer.checkpoint import Trace
@@ -165,5 +166,5 @@ def recompute_activations(model: Any) -> None:
 
 
 def is_out_of_memory(exc: BaseException) -> bool:
-    """Whether a device or the host ran out of memory; CPU torch says so only in its message."""
-    return isinstance(exc, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(exc)
+    """Whether a device or the host ran out of memory: by type, else by message, as CPU torch and cuBLAS tell it."""
+    return isinstance(exc, torch.OutOfMemoryError | MemoryError) or names_out_of_memory(str(exc))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from afdc.config import TrainConfig
 from afdc.errors import ModelError, UsageError
+from afdc.precision import trainer_dtype
 from afdc.prompting import Tokenizer
 from afdc_trainer.attention import ATTENTION, Tree, tree_attention
 from afdc_trainer.pack import Pack
@@ -31,11 +32,14 @@ def choose_device(config: TrainConfig, local_rank: int = 0) -> torch.device:
 
 
 def choose_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
-    """Auto is bfloat16 where the hardware multiplies it, float32 elsewhere (docs/trainer.md has the measurement)."""
+    """Auto is bfloat16 where the hardware multiplies it, float32 elsewhere (docs/trainer.md has the measurement).
+
+    torch.cuda.is_bf16_supported() is no help: it also says yes where bfloat16 is emulated.
+    """
     if config.dtype != "auto":
         return DTYPES[config.dtype]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return DTYPES[trainer_dtype(torch.cuda.get_device_capability(device))]
     return torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16") else torch.float32
 
 

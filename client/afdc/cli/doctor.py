@@ -95,7 +95,9 @@ def _device() -> Check:
         device = load_server("afdc_server.models").detect_device("auto")
     except AfdcError as exc:
         return Check("device", False, "unknown", str(exc))
-    return Check("device", True, "NVIDIA GPU" if device == "cuda" else "CPU (no NVIDIA GPU with vLLM's CUDA build)")
+    if device == "cpu":
+        return Check("device", True, "CPU (no NVIDIA GPU with vLLM's CUDA build)")
+    return Check("device", True, f"NVIDIA GPU, {load_server('afdc_server.gpu').precision()}")
 
 
 def _models() -> Check:

@@ -128,7 +128,7 @@ def print_plan(console: Console, plan: Mapping[str, Any], config: Mapping[str, A
     for key, value in _flatten(config):
         console.print(f"  {key} = {value}", soft_wrap=True)
     console.print(Text("\nPlan", style="bold"))
-    for name, value in _flatten({key: value for key, value in plan.items() if key != "seconds"}):
+    for name, value in _flatten({key: value for key, value in plan.items() if key != "seconds" and value != ""}):
         shown = f"{value:,.0f}" if isinstance(value, int | float) and not isinstance(value, bool) else value
         console.print(f"  {name.replace('_', ' '):<18} {shown:>14}")
     console.print(Text("\nTime (expect a factor of two either way)", style="bold"))

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from afdc.config import EngineConfig
+from afdc.precision import Capability, engine_dtype
+from afdc_server.gpu import compute_capability
 from afdc_server.models import detect_device
 
 CPU_BLOCK = 32  # tokens; the CPU default of 128 recomputes up to 127 prompt tokens at every further trie node
@@ -37,18 +39,21 @@ class EngineSettings:
     def probe_tolerance(self, trainer_dtype: str) -> float:
         """Largest difference in label probability, trainer against engine, that an adapter may show after the swap.
 
-        It is tight only where both computed in float32: bfloat16 on either side moves probabilities by several points.
+        It is tight only where both computed in float32: 16 bits on either side move probabilities by several points.
         """
         return 1e-3 if self.dtype == trainer_dtype == "float32" else 0.15
 
 
-def resolve_settings(config: EngineConfig, model_limit: int, device: str | None = None) -> EngineSettings:
+def resolve_settings(
+    config: EngineConfig, model_limit: int, device: str | None = None, capability: Capability | None = None
+) -> EngineSettings:
     """Fill in what depends on the device.
 
     Args:
         config: what the user asked for.
         model_limit: longest sequence that the model itself knows, tokens.
         device: "cpu" or "cuda"; None asks the machine.
+        capability: the GPU's compute capability; None asks the machine where it matters.
     """
     device = device or detect_device(config.device)
     length = min(config.max_model_len, model_limit)
@@ -56,7 +61,7 @@ def resolve_settings(config: EngineConfig, model_limit: int, device: str | None 
     batch = config.max_num_batched_tokens or (4096 if device == "cpu" else 16384)
     return EngineSettings(
         device=device,
-        dtype="bfloat16" if config.dtype == "auto" else config.dtype,
+        dtype=_auto_dtype(device, capability) if config.dtype == "auto" else config.dtype,
         max_model_len=length,
         max_num_seqs=seqs,
         max_num_batched_tokens=max(batch, length, seqs),
@@ -64,6 +69,10 @@ def resolve_settings(config: EngineConfig, model_limit: int, device: str | None 
         max_in_flight=config.max_in_flight or 2 * seqs,
         config=config,
     )
+
+
+def _auto_dtype(device: str, capability: Capability | None) -> str:
+    return "bfloat16" if device == "cpu" else engine_dtype(capability or compute_capability())
 
 
 def default_cpu_seqs() -> int:
@@ -96,6 +105,6 @@ def engine_arguments(settings: EngineSettings, model_path: str) -> dict[str, Any
     else:
         arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
         arguments["enable_sleep_mode"] = config.sleep_mode
-        # bfloat16 logits round log-probs to 1/16 nat; a float32 head does not, and costs nothing measurable here.
+        # 16-bit logits round log-probs to 1/16 nat; a float32 head does not, and costs nothing measurable here.
         arguments["hf_overrides"] = {"head_dtype": "float32"}
     return arguments

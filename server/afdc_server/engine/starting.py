@@ -11,6 +11,7 @@ from pathlib import Path
 from afdc.errors import EngineDiedError, EngineError
 from afdc_server.engine.backend import Backend
 from afdc_server.engine.patience import within
+from afdc_server.engine.postmortem import log_size, remedy
 from afdc_server.engine.tasks import see_through
 
 CLOSE_SECONDS = 30.0
@@ -45,6 +46,7 @@ class Starter:
         self._timeout_s = timeout_s
         self._max_restarts = max_restarts
         self._log = log
+        self._log_start = 0  # of the last engine's messages
         self._fruitless = 0  # restarts since the engine last finished any work
         self.seconds = 0.0
         self.restarts = 0
@@ -59,7 +61,7 @@ class Starter:
         Raises:
             EngineDiedError: it did not come up, or not in time. Nothing is left of it.
         """
-        begun = time.monotonic()
+        begun, self._log_start = time.monotonic(), log_size(self._log)
         starting = asyncio.ensure_future(self._create_and_start())
         try:
             return await within(self._timeout_s, starting)
@@ -100,7 +102,7 @@ class Starter:
         if self._fruitless >= self._max_restarts:
             raise EngineDiedError(
                 f"the engine died, and {self._fruitless} restarts in a row brought no answer",
-                remedy=f"{self._log} says why; engine.max_restarts allows more",
+                remedy=f"{remedy(self._log, self._log_start)}; engine.max_restarts allows more",
             )
         self._fruitless += 1
         self.restarts += 1
@@ -120,7 +122,7 @@ class Starter:
     def failure(self, exc: BaseException) -> EngineDiedError:
         """What to tell where a start ended with something that is no EngineError."""
         reason = f"{type(exc).__name__}: {exc}"
-        return EngineDiedError(f"the engine cannot be started: {reason}", remedy=f"{self._log} says why")
+        return EngineDiedError(f"the engine cannot be started: {reason}", remedy=remedy(self._log, self._log_start))
 
     async def discard(self, backend: Backend) -> None:
         """End a backend, whatever state it is in."""

@@ -32,6 +32,7 @@ from afdc_pipeline.seams import Completion, Sampling
 from afdc_server.engine.backend import AdapterSlot, DrawAnswer, ReadAnswer
 from afdc_server.engine.environment import LOG_FILE, engine_launch
 from afdc_server.engine.patience import POLL_SECONDS
+from afdc_server.engine.postmortem import log_size, remedy
 from afdc_server.engine.settings import EngineSettings, engine_arguments
 
 
@@ -51,6 +52,8 @@ class VllmBackend:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="afdc-engine")
 
     async def start(self) -> None:
+        log = self._logs / LOG_FILE
+        begun = log_size(log)
         self._creating = asyncio.get_running_loop().run_in_executor(self._thread, self._create)
         try:
             self._llm = await asyncio.shield(self._creating)
@@ -59,7 +62,7 @@ class VllmBackend:
             raise
         except (RuntimeError, ValueError, OSError, TimeoutError) as exc:
             self._thread.shutdown(wait=False)
-            raise EngineDiedError(f"vLLM did not start: {exc}", remedy=f"{self._logs / LOG_FILE} says why") from exc
+            raise EngineDiedError(f"vLLM did not start: {exc}", remedy=remedy(log, begun)) from exc
         self._count_steps()
 
     def _create(self) -> Any:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from afdc.config import RunConfig
 from afdc.inputs import iter_texts
+from afdc.precision import plan_precision
 from afdc_pipeline.estimate import Plan, PlanInputs, make_plan
+from afdc_server.gpu import compute_capability
 from afdc_server.local.request import CheckedRequest
 from afdc_server.models import resolve_model
 
@@ -27,7 +30,10 @@ def plan_request(checked: CheckedRequest, config: RunConfig, device: Literal["cp
         eval_rows=len(checked.eval),
         unlabeled_rows=unlabeled,
     )
-    return make_plan(config, inputs)
+    plan = make_plan(config, inputs)
+    if device == "cpu":  # the trainer looks at the processor when it starts
+        return plan
+    return replace(plan, precision=plan_precision(config.engine.dtype, config.train.dtype, compute_capability()))
 
 
 def model_parameters(name: str, device: Literal["cpu", "cuda"]) -> float:

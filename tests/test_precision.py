@@ -1,0 +1,56 @@
+"""What "auto" means on GPUs of every age, without one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from afdc.config import EngineConfig, TrainConfig
+from afdc.precision import describe_precision, engine_dtype, plan_precision, trainer_dtype
+from afdc_server.engine.settings import resolve_settings
+from afdc_server.gpu import lowest_capability
+from afdc_trainer.model import choose_dtype
+
+LISTING = "0, GPU-aaaa-1, 9.0\n1, GPU-bbbb-2, 7.5\n2, GPU-cccc-3, [N/A]\n"
+
+
+@pytest.mark.parametrize(
+    ("capability", "engine", "trainer"),
+    [
+        ((7, 0), "float16", "float32"),
+        ((7, 5), "float16", "float32"),
+        ((8, 0), "bfloat16", "bfloat16"),
+        ((9, 0), "bfloat16", "bfloat16"),
+        ((12, 0), "bfloat16", "bfloat16"),
+    ],
+)
+def test_auto_follows_the_capability(
+    capability: tuple[int, int], engine: str, trainer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (engine_dtype(capability), trainer_dtype(capability)) == (engine, trainer)
+    assert resolve_settings(EngineConfig(), 512, "cuda", capability).dtype == engine
+    assert resolve_settings(EngineConfig(dtype="float32"), 512, "cuda", capability).dtype == "float32"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert choose_dtype(TrainConfig(), torch.device("cuda")) == getattr(torch, trainer)
+
+
+def test_an_unknown_gpu_is_taken_for_a_new_one() -> None:
+    assert (engine_dtype(None), trainer_dtype(None)) == ("bfloat16", "bfloat16")
+
+
+def test_the_difference_is_said() -> None:
+    assert describe_precision((8, 6)) == "compute capability 8.6: bfloat16"
+    assert "7.5: float16 in the engine and float32 in the trainer" in describe_precision((7, 5))
+    assert plan_precision("auto", "auto", (9, 0)) == "bfloat16 in the engine, bfloat16 in the trainer"
+    said = plan_precision("auto", "auto", (7, 0))
+    assert said == "float16 in the engine, float32 in the trainer, for this GPU has no bfloat16"
+
+
+def test_the_lowest_visible_gpu_counts() -> None:
+    assert lowest_capability(LISTING, {}) == (7, 5)
+    assert lowest_capability(LISTING, {"CUDA_VISIBLE_DEVICES": "GPU-aaaa"}) == (9, 0)
+    assert lowest_capability(LISTING, {"CUDA_VISIBLE_DEVICES": "0"}) == (7, 5)
+    ordered = {"CUDA_VISIBLE_DEVICES": "0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    assert lowest_capability(LISTING, ordered) == (9, 0)
+    assert lowest_capability("", {}) is None
+    assert lowest_capability("No devices were found\n", {}) is None
