@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -14,8 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from afdc.config import EngineConfig
+from afdc.errors import EngineDiedError
 from afdc.task import Task
 from afdc_pipeline.seams import Generated, GenerateRequest, Sampling
+from afdc_server.engine.build import make_engine
+from afdc_server.models import ModelRef
 
 pytestmark = pytest.mark.engine
 
@@ -81,6 +86,24 @@ async def test_health_answers(engine: Any) -> None:
     await engine.health()
 
 
+async def test_a_start_that_hangs_leaves_no_process(model: ModelRef, tmp_path: Path) -> None:
+    import afdc_server.engine.vllm_backend  # noqa: F401  # the import is not what hangs here
+
+    before = set(multiprocessing.active_children())
+    made = make_engine(model, EngineConfig(device="cpu", max_model_len=256, start_timeout_s=20), tmp_path)
+    starting = asyncio.ensure_future(made.start())
+    while not (born := [child for child in multiprocessing.active_children() if child not in before]):
+        assert not starting.done()
+        await asyncio.sleep(0.1)
+    pids = [child.pid for child in born if child.pid is not None]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(EngineDiedError, match="start_timeout_s"):
+        await starting
+    assert not any(map(runs, pids))
+    await made.close()
+
+
 @pytest.mark.slow
 def test_the_engine_does_not_outlive_a_killed_owner(tmp_path: Path) -> None:
     script = tmp_path / "owner.py"
@@ -93,7 +116,7 @@ def test_the_engine_does_not_outlive_a_killed_owner(tmp_path: Path) -> None:
     owner.kill()
     owner.wait()
     owner.stdout.close()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60  # a moment on an idle machine
     while time.monotonic() < deadline and any(map(runs, [*pids, *children])):
         time.sleep(0.2)
     assert not [pid for pid in [*pids, *children] if runs(pid)]

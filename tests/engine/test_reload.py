@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from afdc.adapter import WEIGHTS_FILE
+from afdc.adapter import MANIFEST_FILE, WEIGHTS_FILE
 from afdc.errors import AdapterError
 from afdc_pipeline.seams import Generated, GenerateRequest, Sampling
 from afdc_server.engine.engine import SupervisedEngine
@@ -32,6 +32,11 @@ def exchange(folder: Path, engine: SupervisedEngine, world: World) -> None:
     write_adapter(folder, engine, seed=2.0)
 
 
+def retask(folder: Path, engine: SupervisedEngine, world: World) -> None:
+    path = folder / MANIFEST_FILE
+    path.write_text(path.read_text().replace('"name":"b"', '"name":"c"'))
+
+
 def refuse(folder: Path, engine: SupervisedEngine, world: World) -> None:
     world.refused_adapters.add(folder.name)
 
@@ -44,6 +49,7 @@ FAULTS: dict[str, tuple[Callable[[Path, SupervisedEngine, World], None], str, in
     "gone": (remove, "missing", 1),
     "damaged": (damage, "hash", 1),
     "exchanged": (exchange, "no longer holds", 1),
+    "another task": (retask, "no longer holds", 1),
     "refused": (refuse, "unknown module", 1),
     "deadly": (kill, "died twice", 3),
 }

@@ -178,7 +178,8 @@ class SupervisedEngine:
 
     async def load_adapter(self, folder: Path) -> AdapterManifest:
         folder = folder.resolve()
-        manifest = await self._verified(folder)
+        manifest = await self._check_files(folder)
+        check_template(manifest, self.template_hash(manifest.task))  # on this thread: the tokenizer has state
         async with self._changing:
             live = self._adapters.find(manifest.name)
             if live is not None:
@@ -194,12 +195,9 @@ class SupervisedEngine:
                 self._adapters.activate(slot, manifest)
         return manifest
 
-    async def _verified(self, folder: Path) -> AdapterManifest:
-        """Everything that can be checked without the engine."""
+    async def _check_files(self, folder: Path) -> AdapterManifest:
         known = self._info.model, self._info.model_revision, self._settings.config.max_lora_rank
-        manifest = await asyncio.to_thread(check_files, folder, *known)
-        check_template(manifest, self.template_hash(manifest.task))  # on this thread: the tokenizer has state
-        return manifest
+        return await asyncio.to_thread(check_files, folder, *known)
 
     async def _forget(self, slot: AdapterSlot) -> None:
         with suppress(EngineError):  # the first error rises, and a dead engine has forgotten the adapter
@@ -247,7 +245,7 @@ class SupervisedEngine:
             EngineDiedError: the engine ended or hung meanwhile.
         """
         slot, manifest = entry.slot, entry.manifest
-        if await self._verified(slot.folder) != manifest:
+        if await self._check_files(slot.folder) != manifest:
             raise AdapterError(f"{slot.folder} no longer holds the adapter that was loaded from it")
         limit = self._settings.config.hang_timeout_s
         try:
