@@ -10,53 +10,29 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from afdc.config import AugmentConfig
-from afdc_server.duplicates import SqliteDuplicateIndex
+from afdc.task import Example
+from benchmarks.quality.tasks import DrawSpec, draw_rows, read_folder
 
 
-def draw_seeds(train: Path, shots: int, seed: int) -> list[dict[str, str]]:
-    """The first `shots` examples of each label after a shuffle with `seed`."""
-    rows = [json.loads(line) for line in train.read_text().splitlines()]
-    random.Random(seed).shuffle(rows)  # noqa: S311 # a seeded draw that protects nothing
-    taken: dict[str, list[dict[str, str]]] = {}
-    for row in rows:
-        group = taken.setdefault(row["label"], [])
-        if len(group) < shots:
-            group.append({"text": row["text"], "label": row["label"]})
-    return [row for label in sorted(taken) for row in taken[label]]
-
-
-def without_repeats(test: Path, seeds: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Test rows that repeat no seed, exactly or nearly: `afdc run` refuses those that do."""
-    rows = [json.loads(line) for line in test.read_text().splitlines()]
-    with TemporaryDirectory() as folder:
-        index = SqliteDuplicateIndex(Path(folder) / "seeds.db", AugmentConfig().near_duplicate)
-        for row in seeds:
-            index.add(row["label"], row["text"])
-        kept = [row for row in rows if index.find(row["text"]) is None]
-        index.close()
-    return kept
-
-
-def write_jsonl(path: Path, rows: list[dict[str, str]]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+def write_jsonl(path: Path, rows: Sequence[Example]) -> None:
+    lines = [json.dumps({"text": row.text, "label": row.label}, ensure_ascii=False) for row in rows]
+    path.write_text("\n".join(lines) + "\n")
 
 
 def run_once(args: argparse.Namespace, number: int, extra: list[str]) -> dict[str, Any]:
     """One `afdc run` on its own draw of seeds; returns result.json."""
     root = args.out / f"{args.data.name}-{args.preset}-{number}"
     root.mkdir(parents=True, exist_ok=True)
-    seeds = draw_seeds(args.data / "train.jsonl", args.shots, number)
-    write_jsonl(root / "seeds.jsonl", seeds)
-    write_jsonl(root / "eval.jsonl", without_repeats(args.data / "test.jsonl", seeds))
+    drawn = draw_rows(read_folder(args.data), DrawSpec(args.shots, number))
+    write_jsonl(root / "seeds.jsonl", drawn.seeds)
+    write_jsonl(root / "eval.jsonl", drawn.test)
     command = [sys.executable, "-m", "afdc", "run", "--json", "--preset", args.preset, "--seed", str(number)]
     command += ["--seeds", str(root / "seeds.jsonl"), "--task", str(args.data / "task.json")]
     command += ["--eval", str(root / "eval.jsonl"), "--out", str(root / "run"), *extra]

@@ -1,0 +1,100 @@
+"""Gap closed, lines, paired differences, tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from afdc.config import build_config
+from afdc.errors import UsageError
+from benchmarks.quality.summary import ablation, gap_closed, standard_error, summarise
+from benchmarks.quality.switches import default_switches, parse_variant
+from benchmarks.quality.table import ablation_table, replace_between, results_table
+
+
+def record(method: str, draw: int, accuracy: float, variant: str = "", **more: Any) -> dict[str, Any]:
+    row = {"task": "t", "method": method, "variant": variant, "draw": draw, "accuracy": accuracy}
+    return {**row, "macro_f1": accuracy, "ece": 0.1, "seconds": 1.0, **more}
+
+
+RECORDS = [
+    record("seeds-only", 0, 0.60),
+    record("seeds-only", 1, 0.50),
+    record("default", 0, 0.70, rounds=[{"round": 0, "flip_rate": None}, {"round": 1, "flip_rate": 0.2}]),
+    record("default", 1, 0.80, rounds=[{"round": 1, "flip_rate": 0.4}]),
+    record("gold", 0, 0.90),
+    record("gold", 1, 0.80),
+]
+
+
+def test_gap_is_the_share_of_the_way_from_seeds_to_gold() -> None:
+    assert gap_closed(0.75, 0.5, 1.0) == pytest.approx(0.5)
+    assert gap_closed(0.4, 0.5, 1.0) == pytest.approx(-0.2)
+    assert gap_closed(0.7, 0.8, 0.8) is None
+
+
+def test_a_line_is_the_mean_over_draws() -> None:
+    line = next(one for one in summarise(RECORDS) if one.method == "default")
+    assert line.accuracy == pytest.approx(0.75)
+    assert line.sd == pytest.approx(0.0707, abs=1e-4)
+    assert line.gap == pytest.approx((0.75 - 0.55) / (0.85 - 0.55))
+    assert line.worst == pytest.approx(0.1)
+    assert line.flips == pytest.approx((0.3,))
+
+
+def test_gap_uses_the_draws_that_all_three_have() -> None:
+    line = next(one for one in summarise(RECORDS[:-1]) if one.method == "default")
+    assert line.gap == pytest.approx((0.70 - 0.60) / (0.90 - 0.60))
+
+
+def test_variants_stay_out_of_the_lines() -> None:
+    assert len(summarise([*RECORDS, record("default", 0, 0.1, "select.align")])) == 3
+
+
+def test_differences_are_paired_by_task_and_draw() -> None:
+    records = [record("default", draw, value) for draw, value in enumerate((0.8, 0.6, 0.7))]
+    records += [record("default", draw, value, "align") for draw, value in enumerate((0.7, 0.5))]
+    own, everything = ablation(records)
+    assert (own.task, own.pairs, own.mean) == ("t", 2, pytest.approx(0.1))
+    assert everything.task == "all"
+    assert own.error == pytest.approx(0.0)
+    assert standard_error([0.1, 0.3]) == pytest.approx(0.1)
+    assert standard_error([0.1]) is None
+
+
+def test_tables_name_what_they_show() -> None:
+    text = results_table(summarise(RECORDS))
+    assert "| AFDC default" in text
+    assert "75.0 ± 7.1" in text
+    assert "67%" in text
+    differences = ablation([record("default", 0, 0.8), record("default", 0, 0.7, "select.align")])
+    assert "| select.align | +10.0 | +10.0 |" in ablation_table(differences)
+
+
+def test_a_document_keeps_all_but_its_table(tmp_path: Path) -> None:
+    path = tmp_path / "page.md"
+    path.write_text("before\n<!-- begin: results -->\nold\n<!-- end: results -->\nafter\n")
+    for _ in range(2):
+        replace_between(path, "results", "new")
+    assert path.read_text() == "before\n<!-- begin: results -->\nnew\n<!-- end: results -->\nafter\n"
+    with pytest.raises(UsageError, match="begin: ablation"):
+        replace_between(path, "ablation", "new")
+
+
+def test_every_switch_changes_the_default_preset() -> None:
+    switches = default_switches()
+    default = build_config()
+    assert "select.agreement" in switches
+    assert all(build_config("default", override) != default for override in switches.values())
+
+
+def test_variants_are_checked_settings() -> None:
+    assert parse_variant("hot:augment.temperature=1.3,loop.rounds=1") == (
+        "hot",
+        {"augment": {"temperature": 1.3}, "loop": {"rounds": 1}},
+    )
+    for wrong in ("select.align=false", "x:select.aline=false"):
+        with pytest.raises(UsageError):
+            parse_variant(wrong)
