@@ -53,7 +53,8 @@ class TorchEngine:
     def _load(self) -> None:
         from transformers import AttentionInterface  # takes seconds to import
 
-        settings = TrainConfig(device=self._config.device, dtype=self._config.dtype)
+        dtype_name = "float32" if self._config.dtype == "float16" else self._config.dtype  # scoring is the trainer's
+        settings = TrainConfig(device=self._config.device, dtype=dtype_name)
         device = trainer_model.choose_device(settings)
         dtype = trainer_model.choose_dtype(settings, device)
         self._tokenizer: Any = trainer_model.load_tokenizer(self._ref.path)
