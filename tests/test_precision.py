@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
+from afdc.cli import main
 from afdc.config import EngineConfig, TrainConfig
 from afdc.precision import describe_precision, engine_dtype, plan_precision, trainer_dtype
+from afdc_server import models
 from afdc_server.engine.settings import resolve_settings
-from afdc_server.gpu import lowest_capability
+from afdc_server.gpu import compute_capability, lowest_capability
 from afdc_trainer.model import choose_dtype
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 LISTING = "0, GPU-aaaa-1, 9.0\n1, GPU-bbbb-2, 7.5\n2, GPU-cccc-3, [N/A]\n"
 
 
@@ -54,3 +61,29 @@ def test_the_lowest_visible_gpu_counts() -> None:
     assert lowest_capability(LISTING, ordered) == (9, 0)
     assert lowest_capability("", {}) is None
     assert lowest_capability("No devices were found\n", {}) is None
+
+
+@pytest.fixture
+def old_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose driver knows one GPU of compute capability 7.5."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho '0, GPU-bbbb-2, 7.5'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(models, "_why_no_cuda", lambda: "")
+
+
+@pytest.mark.usefixtures("old_gpu")
+def test_doctor_and_plan_name_what_an_old_gpu_gets(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = EXAMPLES / "support_tickets" / "seeds.jsonl"
+    for arguments in (["doctor"], ["run", "--seeds", str(seeds), "--out", str(tmp_path / "out"), "--dry-run"]):
+        monkeypatch.setattr(sys, "argv", ["afdc", *arguments])
+        with pytest.raises(SystemExit):
+            main()
+    out = capsys.readouterr().out
+    assert "NVIDIA GPU, compute capability 7.5: float16 in the engine and float32 in the trainer" in out
+    assert "float16 in the engine, float32 in the trainer, for this GPU has no bfloat16" in out
+    assert compute_capability() == (7, 5)
