@@ -6,6 +6,7 @@ result names the job and the rows that it was made from, so that neither side ta
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,9 @@ from afdc.task import Model, Task
 JOB_FILE = "job.json"
 ROWS_FILE = "rows.jsonl"
 RESULT_FILE = "result.json"
+PROGRESS_FILE = "progress.jsonl"
+PARENT_VARIABLE = "AFDC_PARENT_PID"  # a training process ends itself when the process of this id ends
+SIGNALLED = 128  # an exit code above it: the signal that ended one of several training processes, as in a shell
 
 
 class TrainRow(Model):
@@ -95,3 +99,8 @@ def published_result(job: TrainJob) -> TrainResult | None:
     except (FileNotFoundError, ValidationError, AdapterError):
         return None
     return result
+
+
+def signal_remedy(number: int) -> str:
+    """What to do about a training process that a signal ended."""
+    return "Memory has probably run out: lower train.batch_size or close programs" if number == signal.SIGKILL else ""

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from asyncio.subprocess import Process
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,11 +19,18 @@ from pydantic import ValidationError
 
 from afdc.errors import TrainerError
 from afdc.files import write_json
-from afdc.training import JOB_FILE, TrainJob, TrainResult, published_result
+from afdc.training import (
+    JOB_FILE,
+    PARENT_VARIABLE,
+    PROGRESS_FILE,
+    SIGNALLED,
+    TrainJob,
+    TrainResult,
+    published_result,
+    signal_remedy,
+)
 from afdc_server.engine.environment import preloaded_libraries
 
-PROGRESS_FILE = "progress.jsonl"
-PARENT_VARIABLE = "AFDC_PARENT_PID"  # afdc_trainer ends itself when this process ends
 POLL_S = 0.25
 GRACE_S = 5.0
 TRIES = 2
@@ -46,21 +53,24 @@ class SubprocessTrainer:
         A child killed by a signal is started once more and goes on from its last checkpoint.
 
         Raises:
-            TrainerError: the run failed; the message has its reason, or the end of its log.
+            TrainerError: the run failed; the message has the reason of each try, or the end of its log.
         """
-        folder = job.result.parent
         log = self.logs / f"trainer-{job.name}.log"
         if (done := published_result(job)) is not None:
             return done
         _prepare(job, log)
-        code = 0
+        causes: list[TrainerError] = []
         for _ in range(TRIES):
-            code = await self._run(folder, log)
-            if code >= 0:
+            job.result.unlink(missing_ok=True)
+            seen = log.stat().st_size if log.exists() else 0
+            code = await self._run(job.result.parent, log)
+            if (done := published_result(job)) is not None:
+                return done
+            number = signal_of(code)
+            causes.append(_cause(job, code, number, log, seen))
+            if number is None:
                 break
-        if (done := published_result(job)) is not None:
-            return done
-        raise _failure(job, code, log)
+        raise _failure(job, causes)
 
     async def _run(self, folder: Path, log: Path) -> int:
         """One child, from start to exit code (negative: the signal that killed it); ended when we are cancelled."""
@@ -119,7 +129,6 @@ def trainer_environment() -> dict[str, str]:
 
 def _prepare(job: TrainJob, log: Path) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
-    job.result.unlink(missing_ok=True)
     write_json(job.result.parent / JOB_FILE, job.model_dump(mode="json"))
 
 
@@ -139,16 +148,33 @@ def _signal(process: Process, number: signal.Signals) -> None:
         os.killpg(process.pid, number)
 
 
-def _failure(job: TrainJob, code: int, log: Path) -> TrainerError:
-    """What to tell: the reason in result.json, else the signal or exit code with the end of the log."""
+def signal_of(code: int) -> int | None:
+    """The signal that ended the child, or one of the training processes that it started; None: it ended by itself."""
+    number = -code if code < 0 else code - SIGNALLED
+    return number if number in set(signal.Signals) else None
+
+
+def _cause(job: TrainJob, code: int, number: int | None, log: Path, seen: int) -> TrainerError:
+    """Why a try ended: the reason in result.json, else the signal or exit code with what it added to the log."""
     with suppress(FileNotFoundError, ValidationError):
         result = TrainResult.model_validate_json(job.result.read_bytes())
         if result.status == "failed":
-            return TrainerError(f"training {job.name} failed: {result.error}")
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
-    tail = "\n".join(["", *lines]) if lines else ""
-    if code == -signal.SIGKILL:
-        remedy = f"Memory has probably run out: lower train.batch_size or close programs. Log: {log}{tail}"
-        return TrainerError(f"training {job.name} was killed {TRIES} times", remedy=remedy)
-    how = f"by signal {-code}" if code < 0 else f"with exit code {code} and without a result"
-    return TrainerError(f"training {job.name} ended {how}", remedy=f"See {log}{tail}")
+            return TrainerError(result.error, remedy=f"The log is {log}")
+    lines = log.read_bytes()[seen:].decode("utf-8", "replace").splitlines()[-TAIL_LINES:]
+    where = "\n".join([f"The log is {log}", *lines])
+    if number is None:
+        return TrainerError(f"it ended with exit code {code} and without a result", remedy=where)
+    remedy = ". ".join(filter(None, [signal_remedy(number), where]))
+    return TrainerError(f"it was killed by {signal.Signals(number).name}", remedy=remedy)
+
+
+def _failure(job: TrainJob, causes: Sequence[TrainerError]) -> TrainerError:
+    """What to tell: the last cause, and the first one where that was another."""
+    last, first = causes[-1], causes[0]
+    if len(causes) == 1:
+        return TrainerError(f"training {job.name} failed: {last.message}", remedy=last.remedy)
+    if first.message == last.message:
+        return TrainerError(f"training {job.name} failed {len(causes)} times: {last.message}", remedy=last.remedy)
+    return TrainerError(
+        f"training {job.name} failed: {first.message}. Started again it failed, too: {last.message}", remedy=last.remedy
+    )

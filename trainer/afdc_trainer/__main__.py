@@ -13,11 +13,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from afdc.errors import AfdcError, TrainerError
+from afdc.errors import AfdcError, TrainerError, UsageError
 from afdc.files import write_json
-from afdc.training import TrainJob, TrainResult, published_result
+from afdc.training import PARENT_VARIABLE, TrainJob, TrainResult, published_result
+from afdc_trainer.launch import FAILURE_VARIABLE, UNFORESEEN, launch, leave_failure
 
-PARENT_VARIABLE = "AFDC_PARENT_PID"
+PROCESSES_VARIABLE = "AFDC_TRAIN_PROCESSES"
 GPU_ROWS = 4
 
 
@@ -34,22 +35,24 @@ def main(arguments: list[str]) -> int:
     watch_parent()
     if published_result(job) is not None:
         return 0
-    spread_over_gpus(job, arguments)
-    return run(job)
+    return run(job, arguments)
 
 
-def run(job: TrainJob) -> int:
-    """Train, and leave a result whatever happens."""
-    first = os.environ.get("RANK", "0") == "0"
+def run(job: TrainJob, arguments: list[str]) -> int:
+    """Train, here or in several processes, and leave a result whatever happens."""
     try:
+        if (count := processes(job)) > 1:
+            return launch(job, arguments, count)
         result, code = train(job), 0
     except AfdcError as exc:
         print(f"error: {exc}", file=sys.stderr)
         result, code = TrainResult(status="failed", error=str(exc)), exc.exit_code
     except Exception as exc:  # noqa: BLE001,RUF100  # last stop of the process: the parent reads the reason in result.json
         traceback.print_exc()
-        result, code = TrainResult(status="failed", error=f"{type(exc).__name__}: {exc}"), 1
-    if first:
+        result, code = TrainResult(status="failed", error=f"{type(exc).__name__}: {exc}"), UNFORESEEN
+    if code and FAILURE_VARIABLE in os.environ:
+        leave_failure(Path(os.environ[FAILURE_VARIABLE]), result.error, code)
+    elif os.environ.get("RANK", "0") == "0":
         write_json(job.result, result.model_dump(mode="json"))
     return code
 
@@ -67,16 +70,23 @@ def train(job: TrainJob) -> TrainResult:
         raise TrainerError(f"out of memory: {exc}", remedy="Take a smaller model, or free device memory") from exc
 
 
-def spread_over_gpus(job: TrainJob, arguments: list[str]) -> None:
-    """Where torch sees several GPUs and the batch feeds them, become torchrun with one process a GPU."""
-    if "WORLD_SIZE" in os.environ or job.config.device == "cpu":
-        return
+def processes(job: TrainJob) -> int:
+    """How many train: one a GPU that the batch feeds, or what the user says. 1 in a process that others started.
+
+    Raises:
+        UsageError: the user's number is none.
+    """
+    if "WORLD_SIZE" in os.environ:
+        return 1
+    if wanted := os.environ.get(PROCESSES_VARIABLE):
+        if not (wanted.isdecimal() and int(wanted)):
+            raise UsageError(f"{PROCESSES_VARIABLE} is {wanted!r}", remedy="Give a number of processes, or unset it")
+        return int(wanted)
+    if job.config.device == "cpu":
+        return 1
     import torch
 
-    processes = min(torch.cuda.device_count(), job.config.batch_size // GPU_ROWS)
-    if processes > 1:
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        os.execv(sys.executable, [sys.executable, *launch, "-m", "afdc_trainer", *arguments])  # noqa: S606  # our own interpreter
+    return max(1, min(torch.cuda.device_count(), job.config.batch_size // GPU_ROWS))
 
 
 def watch_parent() -> None:

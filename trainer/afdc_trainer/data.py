@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from afdc.errors import InputError
 from afdc.prompting import PromptCodec
-from afdc.training import TrainJob, TrainRow
+from afdc.training import TrainJob, TrainRow, inputs_digest
 
 MIN_TARGET = 0.02
 
@@ -35,6 +35,14 @@ class Example:
     def tokens(self) -> int:
         """Positions that this example adds to a pack; an answer's last id is only ever predicted."""
         return len(self.prompt) + sum(len(branch.ids) - 1 for branch in self.branches)
+
+
+def identify(job: TrainJob) -> str:
+    """`inputs_digest` of the job. Raises InputError: the rows cannot be read."""
+    try:
+        return inputs_digest(job)
+    except OSError as exc:
+        raise InputError(f"cannot be read: {exc}", path=str(job.rows)) from exc
 
 
 def read_rows(job: TrainJob) -> list[TrainRow]:

@@ -14,7 +14,7 @@ import torch
 
 from afdc.errors import TrainerError
 from afdc.memory import names_out_of_memory
-from afdc.training import TrainJob
+from afdc.training import PROGRESS_FILE, TrainJob
 from afdc_trainer import checkpoint
 from afdc_trainer.checkpoint import Trace
 from afdc_trainer.data import Example
@@ -23,7 +23,6 @@ from afdc_trainer.model import pack_loss
 from afdc_trainer.pack import build_pack, split_examples
 from afdc_trainer.ranks import Ranks
 
-PROGRESS_FILE = "progress.jsonl"
 MAX_NORM = 1.0
 MAX_SEED = 1 << 63  # torch takes 64 bits
 CPU_BUDGET, GPU_BUDGET = 1024, 8192

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from afdc.adapter import WEIGHTS_FILE, Probe, verify_adapter
 from afdc.errors import ModelError
 from afdc.prompting import PromptCodec
-from afdc.training import TrainJob, TrainResult, inputs_digest
+from afdc.training import TrainJob, TrainResult
 from afdc_trainer import data, model, publish
 from afdc_trainer.checkpoint import drop_checkpoints
 from afdc_trainer.loop import Fit
@@ -44,7 +44,7 @@ def fit(job: TrainJob) -> TrainResult:
     make_deterministic(cpu)
     ranks = join(cpu)
     codec = build_codec(job)
-    inputs = inputs_digest(job)
+    inputs = data.identify(job)
     rows = data.read_rows(job)
     examples = [data.encode_row(codec, row, job.max_tokens) for row in rows]
     language_model, weights = build_model(job, ranks)
