@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,12 +20,15 @@ from afdc.training import RESULT_FILE, ROWS_FILE, TrainJob, TrainRow
 from afdc_pipeline import metrics, scoring
 from afdc_pipeline.seams import Engine, EngineInfo, FloatArray, Trainer
 from afdc_pipeline.stages.fit import write_rows
-from afdc_server.models import detect_device, resolve_model
+from afdc_server.models import ModelRef, detect_device, resolve_model
 from benchmarks.quality.cache import KeyValue, code_digest
 from benchmarks.quality.cached_engine import CachedEngine
 from benchmarks.quality.encoder import Encoder
 from benchmarks.quality.tasks import Drawn, DrawSpec, TaskFolder
 from benchmarks.quality.trainers import InsideTrainer, SharedTrainer
+
+if TYPE_CHECKING:
+    from benchmarks.quality.torch_engine import TorchEngine
 
 ENGINES = ("torch", "vllm")
 TRAINERS = ("process", "inside")
@@ -101,6 +104,7 @@ class Bench:
     trainer: SharedTrainer
     encoder: Encoder
     measuring_seconds: float = 0.0
+    _plain: TorchEngine | None = None
 
     @classmethod
     async def open(cls, options: Options) -> Bench:
@@ -124,6 +128,16 @@ class Bench:
             yield
         finally:
             self.measuring_seconds += self.clock() - started
+
+    async def plain_engine(self) -> TorchEngine:
+        """An engine that scores behind any prompt: this bench's own where it is of that kind."""
+        from benchmarks.quality.torch_engine import TorchEngine  # imports torch
+
+        if self._plain is None:
+            inner = self.engine.inner
+            self._plain = inner if isinstance(inner, TorchEngine) else _torch_engine(self.options)
+            await self._plain.start()
+        return self._plain
 
     async def probs(self, texts: Sequence[str], task: Task, adapter: str | None = None) -> FloatArray:
         """Label distributions [n, n_labels] under the base model or a loaded adapter."""
@@ -186,15 +200,22 @@ def hard_row(task: Task, row: Example, *, gold: bool = True) -> TrainRow:
 
 def make_engine(options: Options) -> Engine:
     """The engine that the options name, not started."""
-    model = resolve_model(options.model, detect_device(options.device))
-    config = EngineConfig.model_validate({"device": options.device})
-    if options.engine == "vllm":
-        from afdc_server.engine.build import make_engine as make_vllm  # imports vLLM
+    if options.engine != "vllm":
+        return _torch_engine(options)
+    from afdc_server.engine.build import make_engine as make_vllm  # imports vLLM
 
-        return make_vllm(model, config, options.work / "logs")
+    return make_vllm(*_model_and_config(options), options.work / "logs")
+
+
+def _torch_engine(options: Options) -> TorchEngine:
     from benchmarks.quality.torch_engine import TorchEngine  # imports torch
 
-    return TorchEngine(model, config)
+    return TorchEngine(*_model_and_config(options))
+
+
+def _model_and_config(options: Options) -> tuple[ModelRef, EngineConfig]:
+    model = resolve_model(options.model, detect_device(options.device))
+    return model, EngineConfig.model_validate({"device": options.device})
 
 
 def trainer_code() -> str:
@@ -205,6 +226,12 @@ def trainer_code() -> str:
 def loop_code() -> str:
     """Digest of the code of loop and trainer: results of the product's loop made with other code are stale."""
     return code_digest([Path(folder) for folder in (*afdc_pipeline.__path__, *afdc_trainer.__path__)])
+
+
+def baseline_code() -> str:
+    """Digest of the code of the baselines that neither train an adapter nor run the loop."""
+    names = ("methods", "in_context", "encoder", "contrastive")
+    return code_digest([Path(__file__).with_name(f"{name}.py") for name in names])
 
 
 def _process_trainer(work: Path) -> Trainer:

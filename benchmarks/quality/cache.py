@@ -58,9 +58,9 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def code_digest(folders: Sequence[Path]) -> str:
-    """Hash of the Python code under the folders, blind to comments, docstrings and layout."""
-    files = sorted(path for folder in folders for path in folder.rglob("*.py"))
+def code_digest(places: Sequence[Path]) -> str:
+    """Hash of the Python code in files and under folders, blind to comments, docstrings and layout."""
+    files = sorted(path for place in places for path in ([place] if place.is_file() else place.rglob("*.py")))
     return digest([[path.name, _bare_code(path)] for path in files])
 
 

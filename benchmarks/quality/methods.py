@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from afdc.prompting import PromptCodec
-from afdc.task import Task
-from afdc_pipeline import metrics
+from afdc_pipeline import metrics, scoring
 from benchmarks.quality.afdc_method import run_afdc, run_augment_only
 from benchmarks.quality.bench import Bench, Case, Outcome, hard_row, mean_outcome
 from benchmarks.quality.contrastive import setfit_probs
 from benchmarks.quality.encoder import head_probs
-from benchmarks.quality.in_context import ROOM, few_shot_task
+from benchmarks.quality.in_context import CONTENT_FREE, calibrate, few_shot_codec
 
 
 async def zero_shot(bench: Bench, case: Case) -> Outcome:
@@ -21,17 +19,13 @@ async def zero_shot(bench: Bench, case: Case) -> Outcome:
 
 
 async def few_shot(bench: Bench, case: Case) -> Outcome:
-    """The base model with the seeds in its prompt, as many as its context holds."""
-    from afdc_server.engine.build import load_tokenizer
-
-    tokenizer = load_tokenizer(bench.info.model_path)
-    limit = bench.info.max_model_len - ROOM
-
-    def fits(task: Task) -> bool:
-        return len(PromptCodec(tokenizer, task).prefix_ids) <= limit
-
-    task, shown = few_shot_task(case.task.task, case.drawn.seeds, fits)
-    return mean_outcome([await bench.probs(case.test_texts, task)], case, {"shown": shown})
+    """The base model with the seeds as earlier turns, as many as its context holds, calibrated without any label."""
+    engine = await bench.plain_engine()
+    codec, shown = few_shot_codec(engine.tokenizer, case.task.task, case.drawn.seeds, engine.info.max_model_len)
+    probs = scoring.normalise(engine.score_prompts(case.test_texts, codec).logprobs)
+    nothing = scoring.normalise(engine.score_prompts(CONTENT_FREE, codec).logprobs)
+    raw = metrics.evaluate(probs, case.gold_labels).accuracy
+    return mean_outcome([calibrate(probs, nothing)], case, {"shown": shown, "uncalibrated": raw})
 
 
 async def seeds_only(bench: Bench, case: Case) -> Outcome:

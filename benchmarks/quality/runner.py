@@ -18,7 +18,7 @@ from typing import Any
 from afdc.config import RunConfig, build_config
 from afdc.files import write_json
 from afdc_server.models import detect_device, resolve_model
-from benchmarks.quality.bench import Bench, Case, Options, loop_code, trainer_code
+from benchmarks.quality.bench import Bench, Case, Options, baseline_code, loop_code, trainer_code
 from benchmarks.quality.cache import digest
 from benchmarks.quality.methods import METHODS
 from benchmarks.quality.tasks import DrawSpec, TaskFolder, draw_rows, read_folder
@@ -63,13 +63,13 @@ def _key(cell: Cell, options: Options) -> str:
 
 
 def code_of(method: str) -> str:
-    """Digest of the code that a method's results depend on; "" for those that neither train nor loop."""
-    return _code("loop" if METHODS[method].loop else "train" if METHODS[method].trains else "")
+    """Digest of the code that a method's results depend on: the loop's, the trainer's, or the baseline's own."""
+    return _code("loop" if METHODS[method].loop else "train" if METHODS[method].trains else "baseline")
 
 
 @lru_cache
 def _code(kind: str) -> str:
-    return {"loop": loop_code, "train": trainer_code}[kind]() if kind else ""
+    return {"loop": loop_code, "train": trainer_code, "baseline": baseline_code}[kind]()
 
 
 @lru_cache

@@ -57,11 +57,11 @@ class TorchEngine:
         settings = TrainConfig(device=self._config.device, dtype=dtype_name)
         device = trainer_model.choose_device(settings)
         dtype = trainer_model.choose_dtype(settings, device)
-        self._tokenizer: Any = trainer_model.load_tokenizer(self._ref.path)
+        self.tokenizer: Any = trainer_model.load_tokenizer(self._ref.path)
         self._model = trainer_model.load_model(self._ref.path, dtype, device)
         AttentionInterface.register(ATTENTION, rows_attention)
         self._switch = LoraSwitch(self._model)
-        self._decoder = Decoder(self._model, self._tokenizer, _end_ids(self._model, self._tokenizer))
+        self._decoder = Decoder(self._model, self.tokenizer, _end_ids(self._model, self.tokenizer))
         limit = min(self._config.max_model_len, trainer_model.longest_path(self._model))
         self.info = EngineInfo(
             model=self._ref.name,
@@ -71,7 +71,7 @@ class TorchEngine:
             device=device.type,
             dtype=str(dtype).removeprefix("torch."),
             max_model_len=limit,
-            chat=bool(self._tokenizer.chat_template),
+            chat=bool(self.tokenizer.chat_template),
             parameters=self._ref.parameters,
         )
 
@@ -113,9 +113,9 @@ class TorchEngine:
     def _encode(self, request: GenerateRequest) -> list[int]:
         prompt = request.prompt
         encoded = (
-            encode_continuation(self._tokenizer, prompt)
+            encode_continuation(self.tokenizer, prompt)
             if isinstance(prompt, str)
-            else encode_chat(self._tokenizer, prompt)
+            else encode_chat(self.tokenizer, prompt)
         )
         room = self.info.max_model_len - request.sampling.max_tokens
         if not 0 < len(encoded) <= room:
@@ -125,6 +125,11 @@ class TorchEngine:
     async def score(self, texts: Sequence[str], task: Task, adapter: str | None = None) -> Scores:
         self._activate(adapter)
         return self._score(texts, self._plan(task))
+
+    def score_prompts(self, texts: Sequence[str], codec: PromptCodec) -> Scores:
+        """As `score`, by the base model behind the prompts of any codec."""
+        self._switch.activate(None)
+        return self._score(texts, codec)
 
     def _score(self, texts: Sequence[str], codec: PromptCodec) -> Scores:
         started = time.perf_counter()
@@ -189,7 +194,7 @@ class TorchEngine:
         return self._usage
 
     def _make_plan(self, task: Task) -> PromptCodec:
-        return PromptCodec(self._tokenizer, task)
+        return PromptCodec(self.tokenizer, task)
 
     def _count(self, started: float, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
         have = self._usage

@@ -11,7 +11,7 @@ import pytest
 from afdc.config import EngineConfig
 from afdc.errors import AdapterError
 from afdc.prompting import PromptCodec, encode_continuation
-from afdc.task import Task
+from afdc.task import Example, Task
 from afdc.training import TrainJob, TrainRow
 from afdc_pipeline.seams import Generated, GenerateRequest, Sampling
 from afdc_server.models import resolve_model
@@ -124,6 +124,26 @@ async def test_scores_are_the_label_logprobs_of_the_model(engine: Any, tiny: Pat
                 logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
             at = torch.arange(len(ids) - len(path) - 1, len(ids) - 1)
             assert row[label] == pytest.approx(float(logprobs[at, torch.tensor(path)].sum()), abs=1e-4)
+
+
+async def test_seeds_are_earlier_turns_of_the_prompt(engine: Any) -> None:
+    from benchmarks.quality.in_context import few_shot_codec
+
+    seeds = [Example(text=f"Question {i} ?", label=TASK.names[i % 4]) for i in range(8)]
+    codec, shown = few_shot_codec(engine.tokenizer, TASK, seeds, 2048)
+    prompt = engine.tokenizer.decode(codec.prompt_ids("Why ?"))
+    assert shown == 8
+    assert prompt.index("Question 1 ?") < prompt.rindex("a place") < prompt.index("Question 6 ?")
+    assert prompt.endswith(engine.tokenizer.decode(PromptCodec(engine.tokenizer, TASK).suffix_ids))
+    assert few_shot_codec(engine.tokenizer, TASK, seeds, len(codec.prefix_ids) + 200)[1] < 8
+    assert np.isfinite(engine.score_prompts(["Why ?"], codec).logprobs).all()
+
+
+def test_calibration_takes_a_prompts_own_prior_out() -> None:
+    from benchmarks.quality.in_context import calibrate
+
+    prior = np.array([[0.7, 0.2, 0.1]])
+    assert calibrate(prior, prior) == pytest.approx(np.full((1, 3), 1 / 3))
 
 
 async def test_adapters_come_and_go(engine: Any, tiny: Path, tmp_path: Path) -> None:
