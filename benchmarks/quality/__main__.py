@@ -152,12 +152,18 @@ def command_ablate(args: argparse.Namespace) -> int:
 
 def _finish(args: argparse.Namespace, records: Sequence[Record], cells: Sequence[Cell]) -> int:
     if args.out:
-        write_json(args.out, {"kind": args.command, "command": " ".join(sys.argv[1:]), "records": list(records)})
+        command = " ".join(shown_arguments(sys.argv[1:]))
+        write_json(args.out, {"kind": args.command, "command": command, "records": list(records)})
     if args.plot and args.out:
         from benchmarks.quality.plot import write_plot
 
         write_plot(records, args.out.with_suffix(f".{args.plot}"))
     return 0 if len(records) == len(cells) else 1
+
+
+def shown_arguments(arguments: Sequence[str]) -> list[str]:
+    """The arguments with absolute paths cut to their last name, for documents that others read."""
+    return [Path(one).name if one.startswith("/") else one for one in arguments]
 
 
 def command_table(args: argparse.Namespace) -> int:

@@ -122,12 +122,12 @@ class Bench:
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Within the block time belongs to the measurement and not to the method."""
-        started = self.clock()
+        """Within the block time belongs to the measurement and not to the method. Blocks may lie in each other."""
+        started, before = self.clock(), self.measuring_seconds
         try:
             yield
         finally:
-            self.measuring_seconds += self.clock() - started
+            self.measuring_seconds = before + self.clock() - started
 
     async def plain_engine(self) -> TorchEngine:
         """An engine that scores behind any prompt: this bench's own where it is of that kind."""

@@ -17,6 +17,7 @@ from benchmarks.quality.cache import KeyValue, digest
 Vectors = NDArray[np.float32]
 
 BATCH = 64
+WIDTH = 384
 MAX_TOKENS = 256  # the encoder's own limit
 
 
@@ -51,7 +52,8 @@ class Encoder:
             fresh = {key: row.tobytes() for (key, _), row in zip(part, vectors, strict=True)}
             self._answers.put(fresh)
             known |= fresh
-        return np.array([np.frombuffer(known[key], dtype=np.float32) for key in keys]).reshape(len(texts), -1)
+        rows = [np.frombuffer(known[key], dtype=np.float32) for key in keys]
+        return np.array(rows) if rows else np.empty((0, WIDTH), dtype=np.float32)
 
     @cached_property
     def _parts(self) -> tuple[Any, Any]:

@@ -98,8 +98,11 @@ async def compute(bench: Bench, cell: Cell) -> Record:
     task = _folder(cell.task)
     case = Case(task, cell.spec, draw_rows(task, cell.spec), cell.config(), folder)
     folder.mkdir(parents=True, exist_ok=True)
-    started, measured = bench.clock(), bench.measuring_seconds
-    outcome = await METHODS[cell.method].run(bench, case)
+    started, measured, spent = bench.clock(), bench.measuring_seconds, _Spent(folder / "spent.json")
+    try:
+        outcome = await METHODS[cell.method].run(bench, case)
+    finally:  # an attempt that fails has spent its seconds, too: the next one goes on behind it
+        spent.add(bench.clock() - started - (bench.measuring_seconds - measured))
     record = {
         "task": task.name,
         "method": cell.method,
@@ -110,7 +113,7 @@ async def compute(bench: Bench, cell: Cell) -> Record:
         "accuracy": outcome.accuracy,
         "macro_f1": outcome.macro_f1,
         "ece": outcome.ece,
-        "seconds": bench.clock() - started - (bench.measuring_seconds - measured),
+        "seconds": spent.seconds,
         "engine": [bench.options.engine, bench.info.version, bench.info.device, bench.info.dtype],
         "model": bench.info.model,
         "code": code,
@@ -120,6 +123,18 @@ async def compute(bench: Bench, cell: Cell) -> Record:
     if not bench.options.keep:
         shutil.rmtree(folder)
     return record
+
+
+class _Spent:
+    """Seconds of all attempts at a cell, kept beside its run."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.seconds: float = json.loads(path.read_bytes()) if path.exists() else 0.0
+
+    def add(self, seconds: float) -> None:
+        self.seconds += seconds
+        write_json(self._path, self.seconds)
 
 
 class _Worker:

@@ -82,6 +82,14 @@ async def test_a_method_ends_with_a_record(bench: Bench, folder: Path, method: s
         assert record["data"]["rows_unlabeled"] > 0
 
 
+async def test_a_data_set_without_rows_is_described(bench: Bench, folder: Path) -> None:
+    nothing = {"select": {"threshold": 1.0}}
+    record = await compute(bench, Cell(folder, SPEC, "default", nothing, "nothing"))
+    assert record["data"]["rows"] == 0
+    assert record["data"]["precision"] is None
+    assert record["data"]["coverage"] == 0
+
+
 async def test_what_was_asked_before_is_not_asked_again(bench: Bench, folder: Path) -> None:
     first = await compute(bench, Cell(folder, SPEC, "default"))
     asked, fitted = len(calls(bench)), len(bench.trainer.inner.jobs)  # type: ignore[attr-defined]  # the fake's own list
@@ -92,6 +100,19 @@ async def test_what_was_asked_before_is_not_asked_again(bench: Bench, folder: Pa
     assert not round_zero
     same = ("accuracy", "macro_f1", "data", "tokens")
     assert {name: again[name] for name in same} == {name: first[name] for name in same}
+
+
+async def test_a_failed_attempt_is_gone_on_with(bench: Bench, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = Cell(folder, SPEC, "default")
+    with monkeypatch.context() as patch:
+        patch.setattr("benchmarks.quality.afdc_method.judge", None)
+        with pytest.raises(TypeError):
+            await compute(bench, cell)
+    asked, fits = len(calls(bench)), len(bench.trainer.inner.jobs)  # type: ignore[attr-defined]  # the fake's own list
+    record = await compute(bench, cell)
+    assert record["seconds"] > 0
+    assert len(bench.trainer.inner.jobs) == fits + 1  # type: ignore[attr-defined]  # as above; the judge's alone
+    assert not [call for call in calls(bench)[asked:] if call.startswith("generate")]
 
 
 async def test_ablations_share_the_generated_texts(bench: Bench, folder: Path) -> None:

@@ -98,3 +98,13 @@ def test_variants_are_checked_settings() -> None:
     for wrong in ("select.align=false", "x:select.aline=false"):
         with pytest.raises(UsageError):
             parse_variant(wrong)
+
+
+def test_documents_name_no_local_folders() -> None:
+    from benchmarks.quality.__main__ import parse, shown_arguments
+
+    assert shown_arguments(["--task", "/data/trec", "runs/x", "--set", "a.b=1"]) == [
+        *("--task", "trec", "runs/x", "--set", "a.b=1")
+    ]
+    assert parse(["--task", "x"]).command == "run"
+    assert parse(["ablate", "--task", "x", "--draws", "2"]).draws == 2
