@@ -39,6 +39,7 @@ def setfit_probs(
         seed=seed,
         report_to="none",
         save_strategy="no",
+        logging_strategy="no",
         show_progress_bar=False,
     )
     Trainer(model=model, args=arguments, train_dataset=Dataset.from_dict(rows)).train()

@@ -162,6 +162,7 @@ def prepare_environment(jobs: int) -> None:
 
     cores = len(os.sched_getaffinity(0))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // jobs)))
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' progress bars would run through each other
     os.environ.update(trainer_environment())
     os.environ.pop(PARENT_VARIABLE, None)
 
