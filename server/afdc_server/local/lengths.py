@@ -21,9 +21,34 @@ def check_lengths(checked: CheckedRequest, request: RunRequest, model: ModelRef)
     """
     limit = min(request.config.engine.max_model_len, model_length(model.path))
     codec = PromptCodec(load_tokenizer(model.path), checked.task)
+    if checked.task.is_open:
+        _check_answers(codec, limit, request, checked)
+        return
     _check_texts(codec, limit, request.seeds, (seed.text for seed in checked.seeds))
     if request.eval is not None:
         _check_texts(codec, limit, request.eval, (example.text for example in checked.eval))
+
+
+def _check_answers(codec: PromptCodec, limit: int, request: RunRequest, checked: CheckedRequest) -> None:
+    """Check every seed with its answer, and every --eval text with room for the longest answer that may be sampled."""
+    most = request.config.answer.max_tokens
+    longest = 0
+    for seed in checked.seeds:
+        answer, prompt = len(codec.answer_ids(seed.label)), len(codec.prompt_ids(seed.text))
+        longest = max(longest, answer)
+        if most is not None and answer > most:
+            raise InputError(
+                f"{seed.label[:40]!r}...: the answer has {answer} tokens and {most} are allowed",
+                path=str(request.seeds),
+                remedy="Shorten it or raise answer.max_tokens",
+            )
+        if prompt + answer > limit:
+            raise InputError(
+                f"{seed.text[:40]!r}...: text and answer need {prompt + answer} tokens and {limit} fit",
+                path=str(request.seeds),
+                remedy="Shorten them or raise engine.max_model_len",
+            )
+    _check_texts(codec, limit - (most or longest), request.eval or request.seeds, (one.text for one in checked.eval))
 
 
 def _check_texts(codec: PromptCodec, limit: int, path: Path, texts: Iterable[str]) -> None:
