@@ -114,7 +114,7 @@ def test_seconds_count_for_the_round_that_drew(tmp_path: Path) -> None:
 
 
 def test_real_texts_do_not_count_for_the_yield_of_a_round(tmp_path: Path) -> None:
-    texts = [f"{TASK.names[number % 3]} {' '.join(stable_rng('real', number).choice(WORDS, 6))}" for number in range(90)]
+    texts = [f"{TASK.names[n % 3]} {' '.join(stable_rng('real', n).choice(WORDS, 6))}" for n in range(90)]
     config = growing_config(
         250,
         augment={"variants": 1},
