@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from statistics import mean
 
-from afdc.errors import AdapterError
 from afdc.result import EvalSummary, Evaluation, RoundResult
 from afdc_pipeline import growth, stopping
 from afdc_pipeline.context import JobContext
@@ -105,9 +104,7 @@ async def _round_zero(ctx: JobContext, state: LoopState) -> list[Evaluation]:
 async def _member(ctx: JobContext, number: int) -> Scorer:
     """A seeds-only adapter. Raises AdapterError when it fails verification: there is nothing to fall back to."""
     scorer = Scorer(f"m{number}", await train_member(ctx, number))
-    refused = await accept_adapter(ctx, 0, scorer.name, scorer.served)
-    if refused:
-        raise AdapterError(refused, remedy="See docs/engine.md, Adapters")
+    await accept_adapter(ctx, 0, scorer.name, scorer.served, needed=True)
     return scorer
 
 
