@@ -210,8 +210,8 @@ def _augment_rounds(config: RunConfig, inputs: PlanInputs, parents: int) -> int:
     ceiling = growth.row_ceiling(config.select, labels, parents, unlabeled=bool(inputs.unlabeled_rows))
     if target is None or rounds * parents == 0 or (ceiling is not None and ceiling < target):
         return rounds
-    drawn = rounds * parents * config.augment.variants
-    return rounds + growth.rounds_needed(target, rounds, _expected(config, drawn + inputs.unlabeled_rows))
+    drawn, real = rounds * parents * config.augment.variants, inputs.unlabeled_rows
+    return rounds + growth.rounds_needed(target - _expected(config, real), rounds, _expected(config, drawn))
 
 
 def _generation(config: RunConfig, inputs: PlanInputs, rounds: int) -> tuple[int, int]:

@@ -23,7 +23,7 @@ class Standing:
 
     Attributes:
         selected: rows of D2 now.
-        first: rows of D2 before the first extra round of the job.
+        first: drawn rows of D2 before the first extra round of the job; real texts do not count.
         extra: extra rounds of the job so far.
         drawn: texts that one round draws.
         gained: rows that the last extra round added; None where the labellers have not seen one yet.

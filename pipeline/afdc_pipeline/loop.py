@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from statistics import mean
 
-from afdc.errors import AdapterError
 from afdc.result import EvalSummary, Evaluation, RoundResult, TokenF1
 from afdc_pipeline import growth, stopping
 from afdc_pipeline.context import JobContext
@@ -20,7 +19,7 @@ from afdc_pipeline.seams import StageKey
 from afdc_pipeline.spending import spent, stage_seconds
 from afdc_pipeline.stages.answer import answer_pool
 from afdc_pipeline.stages.augment import SeenTexts, build_pool, extend_pool
-from afdc_pipeline.stages.decide import Decisions, decide
+from afdc_pipeline.stages.decide import Decisions, decide, decided_rows
 from afdc_pipeline.stages.evaluate import evaluate
 from afdc_pipeline.stages.fit import train_member, train_round
 from afdc_pipeline.stages.grade import grade
@@ -58,7 +57,7 @@ class LoopState:
     extra: int = 0
     """Augment rounds that were drawn beyond the plan, to reach the target."""
     first_selected: int | None = None
-    """Rows of D2 when the target was first missed: the yield of the plan."""
+    """Drawn rows of D2 when the target was first missed: the yield of the plan."""
 
 
 async def run_loop(ctx: JobContext, history: list[RoundResult] | None = None) -> LoopState:
@@ -108,9 +107,7 @@ async def _round_zero(ctx: JobContext, state: LoopState) -> list[Evaluation]:
 async def _member(ctx: JobContext, number: int) -> Scorer:
     """A seeds-only adapter. Raises AdapterError when it fails verification: there is nothing to fall back to."""
     scorer = Scorer(f"m{number}", await train_member(ctx, number))
-    refused = await accept_adapter(ctx, 0, scorer.name, scorer.served)
-    if refused:
-        raise AdapterError(refused, remedy="See docs/engine.md, Adapters")
+    await accept_adapter(ctx, 0, scorer.name, scorer.served, needed=True)
     return scorer
 
 
@@ -155,7 +152,7 @@ async def _label(ctx: JobContext, state: LoopState, round: int) -> str:
     if target is None or state.decisions[-1].selected >= target:
         return ""
     begun, before = state.decisions[-1].selected, state.extra
-    state.first_selected = begun if state.first_selected is None else state.first_selected
+    state.first_selected = _drawn_rows(ctx, state) if state.first_selected is None else state.first_selected
     gained: int | None = None
     while not (reason := await end_of_growth(ctx, round, _standing(ctx, state, gained))):
         state.extra += 1
@@ -167,6 +164,15 @@ async def _label(ctx: JobContext, state: LoopState, round: int) -> str:
     note = growth.describe(begun, state.extra - before, state.decisions[-1].selected, target, reason)
     ctx.progress.note(note)
     return note
+
+
+def _drawn_rows(ctx: JobContext, state: LoopState) -> int:
+    """Rows of D2 that were generated: real texts come once, and tell nothing of what a further round yields."""
+    decisions = state.decisions[-1]
+    if ctx.inputs.unlabeled is None:
+        return decisions.selected
+    rows = decided_rows(ctx, state.pool, decisions.key)
+    return sum(row["keep"] and candidate.source == "generated" for candidate, row in rows)
 
 
 async def _decide(

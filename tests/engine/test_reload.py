@@ -137,3 +137,18 @@ async def test_an_adapter_that_is_being_unloaded_serves_its_last_requests_after_
         await asyncio.wait_for(unloading, 5)
         assert engine.usage().restarts == 1
         assert world.loaded[-1] == []
+
+
+async def test_a_cancelled_load_does_not_wait_for_the_engine_that_it_killed(tmp_path: Path) -> None:
+    world = World()
+    async with started(world) as engine:
+        write_adapter(tmp_path / "bad", engine)
+        loading = asyncio.ensure_future(engine.load_adapter(tmp_path / "bad"))
+        world.deadly_adapters.add("bad")
+        world.start_seconds = 60
+        while engine.supervisor.backend is not None:
+            await asyncio.sleep(0.01)
+        loading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(loading, 5)
+    assert world.live == 0

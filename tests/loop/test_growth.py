@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from afdc.task import Task
+from afdc_pipeline.growth import MIN_BOUND
 from afdc_pipeline.seams import GenerateRequest, Scores
-from tests.fakes.engine import Completion, FakeEngine, stable_rng
-from tests.fakes.job import growing_config, make_job
+from tests.fakes.engine import WORDS, Completion, FakeEngine, stable_rng
+from tests.fakes.job import TASK, growing_config, make_job
 
 
 def drawn_rounds(calls: list[str]) -> set[str]:
@@ -110,3 +111,19 @@ def test_seconds_count_for_the_round_that_drew(tmp_path: Path) -> None:
     names = set(state.history[0].seconds)
     assert {"generate-1", "generate-2", "filter-2", "select", "select-a2", "score-m0-a2"} <= names
     assert not any(name.startswith("generate") for name in state.history[1].seconds)
+
+
+def test_real_texts_do_not_count_for_the_yield_of_a_round(tmp_path: Path) -> None:
+    texts = [f"{TASK.names[n % 3]} {' '.join(stable_rng('real', n).choice(WORDS, 6))}" for n in range(90)]
+    config = growing_config(
+        250,
+        augment={"variants": 1},
+        loop={"rounds": 1, "members": 1},
+        select={"target_rows": 250, "agreement": False, "balance": False},
+    )
+    real = {"unlabeled": lambda: iter(texts), "unlabeled_digest": "real"}
+    state = make_job(tmp_path, config, **real).run()
+    assert "became 250 of 250" in state.history[0].note
+    assert state.extra > MIN_BOUND, "twice what 12 texts a round need, and not what 12 and 90 would"
+    again = make_job(tmp_path, config, **real).run()
+    assert [one.note for one in again.history] == [one.note for one in state.history]

@@ -118,6 +118,18 @@ def test_a_refused_adapter_stays_refused(tmp_path: Path) -> None:
     assert (again.best, len(again.history)) == (first.best, len(first.history))
 
 
+def test_a_first_labeller_that_was_refused_is_tried_again(tmp_path: Path) -> None:
+    class Refusing(FakeEngine):
+        async def load_adapter(self, folder: Path) -> AdapterManifest:
+            raise AdapterError("the disk did not answer")
+
+    with pytest.raises(AdapterError, match="did not answer"):
+        make_job(tmp_path / "one", engine=Refusing()).run()
+    again, plain = make_job(tmp_path / "one"), make_job(tmp_path / "other")
+    assert again.rows(again.run()) == plain.rows(plain.run())
+    assert [job.name for job in again.trainer.jobs if job.round == 0] == ["job-test-m1"], "m0 was trained already"
+
+
 def test_chunks_of_another_device_are_not_mixed_in(tmp_path: Path) -> None:
     run_child(tmp_path, 40)
     job = make_job(tmp_path)

@@ -26,18 +26,18 @@ def inputs(per_label: int = 8, **changes: Any) -> PlanInputs:
 
 def test_counts_of_the_default_preset() -> None:
     plan = make_plan(build_config(), inputs(unlabeled_rows=100, eval_rows=50, label_paths=[(1,), (2,), (3,)]))
-    assert plan.candidates == 24 * 18 + 100
-    assert plan.requests == 24 * 3  # 18 draws a seed, six to a request
+    assert plan.candidates == 24 * 24 + 100
+    assert plan.requests == 24 * 4  # 24 draws a seed, six to a request
     assert plan.adapters == 3 + 2
-    assert plan.score_reads == 5 * 532 + 4 * 50
-    assert plan.selected == round(532 * 0.45)
+    assert plan.score_reads == 5 * 676 + 4 * 50
+    assert plan.selected == round(676 * 0.45)
 
 
 def test_the_paper_preset_scores_with_the_base_and_selects_without_agreement() -> None:
     plan = make_plan(build_config("paper"), inputs(label_paths=[(1,), (2,), (3,)]))
     assert plan.adapters == 3
-    assert plan.score_reads == 4 * 432
-    assert plan.selected == 432
+    assert plan.score_reads == 4 * 576
+    assert plan.selected == 576
 
 
 @pytest.mark.parametrize(("parameters", "style"), [(135e6, "continuation"), (4e9, "chat")])
@@ -53,7 +53,7 @@ def _with_style(style: str, parameters: float) -> Plan:
 
 
 def test_held_out_seeds_are_not_varied() -> None:
-    assert make_plan(build_config(), inputs(10)).candidates == 24 * 18
+    assert make_plan(build_config(), inputs(10)).candidates == 24 * 24
 
 
 def test_caps_and_rounds_shape_the_plan() -> None:
@@ -73,6 +73,11 @@ def test_a_target_beyond_the_plan_is_planned_for() -> None:
     assert (plain.augment_rounds, grown.augment_rounds) == (1, 4)
     assert grown.selected == 4 * plain.selected
     assert (grown.candidates, grown.requests) == (4 * plain.candidates, 4 * plain.requests)
+    real = build_config("default", {"select": {"target_rows": 4 * plain.selected, "agreement": False}})
+    given = inputs(unlabeled_rows=2 * plain.candidates)
+    assert make_plan(real, given).augment_rounds == 1
+    more = build_config("default", {"select": {"target_rows": 6 * plain.candidates, "agreement": False}})
+    assert make_plan(more, given).augment_rounds == 4, "real texts come once"
     capped = make_plan(build_config("default", {"select": {"target_rows": 900, "per_label": 9}}), inputs())
     assert capped.augment_rounds == 1
     only_real = build_config("default", {"select": {"target_rows": 900}, "augment": {"rounds": 0}})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -12,6 +14,7 @@ import pytest
 from afdc.errors import TrainerError
 from afdc.training import TrainJob
 from afdc_server.trainer import SubprocessTrainer
+from afdc_trainer import launch
 from afdc_trainer.launch import Failure, first_cause
 from tests.trainer.conftest import JobMaker
 
@@ -72,6 +75,15 @@ def test_the_cause_is_told_and_not_what_follows_from_it(
     tmp_path: Path, failures: dict[int, tuple[str, int, float]], codes: dict[int, int], expected: tuple[str, int]
 ) -> None:
     assert tell(tmp_path, failures, codes) == expected
+
+
+@pytest.mark.parametrize("first", [0, 5], ids=["published", "failed"])
+def test_nobody_waits_for_ever_once_the_first_process_has_ended(monkeypatch: pytest.MonkeyPatch, first: int) -> None:
+    monkeypatch.setattr(launch, "GRACE_S", 0.3)
+    bodies = (f"raise SystemExit({first})", "import time; time.sleep(60)")
+    children = [subprocess.Popen([sys.executable, "-c", body]) for body in bodies]
+    assert launch.wait_for(children) == {0: first}
+    assert children[1].returncode == -signal.SIGKILL
 
 
 @pytest.mark.trainer

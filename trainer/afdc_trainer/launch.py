@@ -80,12 +80,16 @@ def start(arguments: Sequence[str], files: Sequence[Path]) -> list[subprocess.Po
 
 
 def wait_for(children: Sequence[subprocess.Popen[bytes]]) -> dict[int, int]:
-    """Exit codes by rank of the processes that ended by themselves; the others are ended some time after a failure."""
+    """Exit codes by rank of the processes that ended by themselves.
+
+    The others are ended some time after a failure, or after the first process, which publishes: they have nothing left
+    to do, and may wait for each other.
+    """
     codes: dict[int, int] = {}
     deadline = None
     while len(codes) < len(children) and (deadline is None or time.monotonic() < deadline):
         codes = {rank: code for rank, child in enumerate(children) if (code := child.poll()) is not None}
-        if deadline is None and any(codes.values()):
+        if deadline is None and (0 in codes or any(codes.values())):
             deadline = time.monotonic() + GRACE_S
         time.sleep(POLL_S)
     for child in children:

@@ -1,7 +1,7 @@
 """Serve an adapter: load it beside the live ones, probe, activate; free the slot of the one not used for longest.
 
-Whether an adapter was accepted is a stage of the ledger, decided once. What an engine holds ends with its process, so
-loading is done again when a stage needs it.
+Whether an adapter was accepted is a stage of the ledger, decided once where the job goes on without it. What an engine
+holds ends with its process, so loading is done again when a stage needs it.
 """
 
 from __future__ import annotations
@@ -17,18 +17,24 @@ from afdc_pipeline.stages.runner import StageRun, run_stage
 SPARE_SLOTS = 1  # left free so that a new adapter loads beside all the live ones
 
 
-async def accept_adapter(ctx: JobContext, round: int, name: str, adapter: str) -> str:
+async def accept_adapter(ctx: JobContext, round: int, name: str, adapter: str, *, needed: bool = False) -> str:
     """Load and probe a new adapter; returns why it was refused, or "".
 
     Args:
         name: short name of the adapter ("m0", "r1"), which names the stage.
         adapter: the adapter's full name.
+        needed: the job cannot go on without it: a refusal rises, and is not recorded, so that the next start tries it.
+
+    Raises:
+        AdapterError: a needed adapter was refused.
     """
 
     async def body(_run: StageRun) -> dict[str, Any]:
         try:
             await serve(ctx, adapter)
         except AdapterError as exc:
+            if needed:
+                raise AdapterError(exc.message, remedy=exc.remedy or "See docs/engine.md, Adapters") from exc
             return {"refused": exc.message}
         return {"refused": ""}
 

@@ -211,7 +211,7 @@ class SupervisedEngine:
 
     async def _forget(self, slot: AdapterSlot) -> None:
         with suppress(EngineError):  # the first error rises, and a dead engine has forgotten the adapter
-            await self._supervisor.run(lambda b: b.remove_adapter(slot))
+            await self._supervisor.undo(lambda b: b.remove_adapter(slot))
 
     async def _load(self, slot: AdapterSlot, manifest: AdapterManifest) -> None:
         """Load and probe as one piece of work, so that an adapter that kills the engine is found like any culprit."""

@@ -108,6 +108,15 @@ class Supervisor:
                     return answer
         raise RequestRejectedError("the engine died each time it worked on this, the last time on nothing else")
 
+    async def undo(self, work: Work[None]) -> None:
+        """Do `work` once on the engine that runs now. Without one there is nothing to undo, and none is waited for.
+
+        Raises:
+            EngineError: it failed, or the engine ended.
+        """
+        if self._backend is not None:
+            await self._attempt(self._backend, work)
+
     async def check(self, canary: Work[object]) -> Health:
         """Do `canary` beside all other work: neither the suspects' queue nor a lent device holds it up.
 
