@@ -94,7 +94,9 @@ def publish(job: TrainJob, weights: LoraWeights, probes: Sequence[Probe], probe_
     shutil.rmtree(temporary, ignore_errors=True)
     write_bytes(temporary / WEIGHTS_FILE, data)
     write_bytes(temporary / CONFIG_FILE, config)
-    write_bytes(temporary / MANIFEST_FILE, manifest.model_dump_json(indent=2, exclude_none=True).encode())
+    # With labels it is written as ever, without the answers that its probes lack; "labels": null has to be said.
+    text = manifest.model_dump_json(indent=2, exclude_none=not job.task.is_open)
+    write_bytes(temporary / MANIFEST_FILE, text.encode())
     aside = publish_adapter(temporary, job.adapters / name)
     if aside is not None:
         print(f"warning: {job.adapters / name} was damaged and lies in {aside} now; published again", file=sys.stderr)
