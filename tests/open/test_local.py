@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -100,19 +102,18 @@ def test_a_plan_counts_the_sampled_answers(request_: RunRequest) -> None:
     assert plan.completion_tokens > plan.score_reads
 
 
-@pytest.mark.parametrize(
-    ("config", "says"),
-    [
-        ({"answer": {"max_tokens": 4}}, "are allowed"),
-        ({"engine": {"max_model_len": 128}}, "fit"),
-    ],
-)
-def test_an_answer_that_is_too_long_is_named(request_: RunRequest, config: dict[str, object], says: str) -> None:
-    rows = [{"text": "short", "label": "word " * 200}, {"text": "other", "label": "word"}]
-    write_jsonl(request_.seeds, rows)
-    request = RunRequest(**{**vars(request_), "config": open_config(**config)})  # type: ignore[arg-type] # sections
-    with pytest.raises(InputError, match=says):
-        run(request)
+@pytest.mark.parametrize("config", [{"answer": {"max_tokens": 4}}, {"engine": {"max_model_len": 128}}])
+def test_an_answer_that_is_too_long_is_named(request_: RunRequest, config: dict[str, Any]) -> None:
+    write_jsonl(request_.seeds, [{"text": "short", "label": "word " * 200}, {"text": "other", "label": "word"}])
+    with pytest.raises(InputError, match=r"word.* tokens and \d+ are allowed"):
+        run(replace(request_, config=open_config(**config)))
+
+
+def test_a_text_that_leaves_no_room_for_an_answer_is_named(request_: RunRequest) -> None:
+    assert request_.eval is not None
+    write_jsonl(request_.eval, [{"text": "many " * 100, "label": "word"}])
+    with pytest.raises(InputError, match=r"many.* fit"):
+        run(replace(request_, config=open_config(engine={"max_model_len": 128})))
 
 
 async def opened() -> OpenLabeller:

@@ -6,10 +6,11 @@ labeller's name and the candidate, so a draw that is repeated is the same draw.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from afdc.config import AnswerConfig
 from afdc.files import canonical_json, sha256_bytes
 from afdc.task import normalise_text
 from afdc_pipeline.answers import Sample
@@ -78,10 +79,14 @@ def pool_sampling(ctx: JobContext, scorer: Scorer, candidate: str) -> Sampling:
 
 
 def answer_tokens(ctx: JobContext) -> int:
-    """Tokens that an answer may have: as configured, else twice a bound on the seeds' longest."""
-    longest = max((estimate_tokens(seed.label) for seed in ctx.inputs.seeds), default=0)
-    room = min(max(MIN_ANSWER_TOKENS, 2 * longest), ctx.info.max_model_len // 2)
-    return ctx.config.answer.max_tokens or room
+    """Tokens that an answer may have in this job."""
+    return answer_room(ctx.config.answer, (seed.label for seed in ctx.inputs.seeds), ctx.info.max_model_len)
+
+
+def answer_room(config: AnswerConfig, answers: Iterable[str], max_model_len: int) -> int:
+    """Tokens that an answer may have: as configured, else twice a bound on the longest of `answers`, half at most."""
+    longest = max(map(estimate_tokens, answers), default=0)
+    return config.max_tokens or min(max(MIN_ANSWER_TOKENS, 2 * longest), max_model_len // 2)
 
 
 def answer_row(generated: Generated) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from afdc.errors import InputError
 from afdc.prompting import PromptCodec
+from afdc_pipeline.stages.answer import answer_room
 from afdc_server.engine.build import load_tokenizer, model_length
 from afdc_server.local.request import CheckedRequest, RunRequest
 from afdc_server.models import ModelRef
@@ -30,25 +31,19 @@ def check_lengths(checked: CheckedRequest, request: RunRequest, model: ModelRef)
 
 
 def _check_answers(codec: PromptCodec, limit: int, request: RunRequest, checked: CheckedRequest) -> None:
-    """Check every seed with its answer, and every --eval text with room for the longest answer that may be sampled."""
-    most = request.config.answer.max_tokens
-    longest = 0
+    """Every seed's answer is one that may be sampled, and every text leaves room for the longest such answer."""
+    room = answer_room(request.config.answer, (seed.label for seed in checked.seeds), limit)
     for seed in checked.seeds:
-        answer, prompt = len(codec.answer_ids(seed.label)), len(codec.prompt_ids(seed.text))
-        longest = max(longest, answer)
-        if most is not None and answer > most:
+        have = len(codec.answer_ids(seed.label))
+        if have > room:
             raise InputError(
-                f"{seed.label[:40]!r}...: the answer has {answer} tokens and {most} are allowed",
+                f"{seed.label[:40]!r}...: the answer has {have} tokens and {room} are allowed",
                 path=str(request.seeds),
-                remedy="Shorten it or raise answer.max_tokens",
+                remedy="Shorten it, or raise answer.max_tokens or engine.max_model_len",
             )
-        if prompt + answer > limit:
-            raise InputError(
-                f"{seed.text[:40]!r}...: text and answer need {prompt + answer} tokens and {limit} fit",
-                path=str(request.seeds),
-                remedy="Shorten them or raise engine.max_model_len",
-            )
-    _check_texts(codec, limit - (most or longest), request.eval or request.seeds, (one.text for one in checked.eval))
+    _check_texts(codec, limit - room, request.seeds, (seed.text for seed in checked.seeds))
+    if request.eval is not None:
+        _check_texts(codec, limit - room, request.eval, (example.text for example in checked.eval))
 
 
 def _check_texts(codec: PromptCodec, limit: int, path: Path, texts: Iterable[str]) -> None:
