@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from afdc.config import RunConfig, build_config
 from afdc.task import Example, Task, text_id
 from afdc_pipeline.rows import Seed
 from tests.fakes.engine import WORDS, FakeEngine, stable_rng
-from tests.fakes.job import FakeJob, make_job
+from tests.fakes.job import FakeJob, KillSwitch, make_job
 
 OPEN_TASK = Task(instruction="Give the longest word of the note.", labels=None)
 
@@ -50,3 +51,18 @@ def make_open_job(
     """As `make_job`, on the open task."""
     fields = {"seeds": open_seeds(), "task": OPEN_TASK, **more}
     return make_job(root, config or open_config(), engine=engine, **fields)
+
+
+def main() -> None:
+    """Run the job and die at the chosen durable step (`tests.fakes.job.KillSwitch`)."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--kill-at", type=int, required=True)
+    given = parser.parse_args()
+    job = make_open_job(given.root)
+    KillSwitch(given.kill_at).arm(job)
+    job.run()
+
+
+if __name__ == "__main__":
+    main()
