@@ -66,7 +66,7 @@ def caps_reached(target: int, ceiling: int | None) -> str | None:
 
 
 def too_little(standing: Standing) -> str | None:
-    """A round that left fewer rows is no reason to end: the balance between labels has shifted, and the next may add."""
+    """A round that left fewer rows does not end it: the balance between labels has shifted, and the next may add."""
     gained = standing.gained
     if gained is None or gained < 0 or gained >= MIN_YIELD * standing.drawn:
         return None
