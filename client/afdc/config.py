@@ -60,12 +60,12 @@ class AugmentConfig(Model):
     """Generation of variants x~ ~ M(x | x_i, y_i)."""
 
     rounds: int = Field(default=1, ge=0, description="R: passes over the seeds")
-    variants: int = Field(default=24, ge=1, description="K: variants a seed and round")
+    variants: int = Field(default=18, ge=1, description="K: variants a seed and round")
     context_seeds: int = Field(default=5, ge=1, description="same-label seeds shown in a prompt, the parent last")
     prompt_style: PromptStyle = Field(
         default="auto", description="list of examples to continue, or chat instruction; auto: by the model's size"
     )
-    temperature: float = Field(default=0.7, gt=0, description="sampling temperature")
+    temperature: float = Field(default=1.0, gt=0, description="sampling temperature")
     top_p: float = Field(default=0.95, gt=0, le=1, description="nucleus sampling: probability mass that is kept")
     max_tokens: int | None = Field(default=None, ge=4, description="None: twice the longest seed, at least 24")
     near_duplicate: float = Field(
@@ -120,7 +120,7 @@ class TrainConfig(Model):
     dropout: float = Field(default=0.0, ge=0, lt=1, description="LoRA dropout")
     rslora: bool = Field(default=False, description="scale by alpha / sqrt(r) instead")
     learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate")
-    seed_epochs: int = Field(default=20, ge=1, description="epochs of round 0, over the seeds alone")
+    seed_epochs: int = Field(default=10, ge=1, description="epochs of round 0, over the seeds alone")
     epochs: int = Field(default=2, ge=1, description="epochs of a later round, over seeds and selected rows")
     seed_repeat: int = Field(default=3, ge=1, description="times each seed appears in an epoch of a later round")
     batch_size: int = Field(default=16, ge=1, description="rows an optimiser step")
@@ -192,7 +192,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "select": {"strategy": "confidence", "threshold": 0.9, "agreement": False, "balance": False, "align": False},
         "loop": {"members": 0, "ensemble": False, "rounds": 3},
         "train": {"seed_repeat": 1, "seed_epochs": 10},
-        "augment": {"temperature": 1.0},
+        "augment": {"variants": 18, "temperature": 1.0},
     },
 }
 

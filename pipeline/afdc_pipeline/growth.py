@@ -66,9 +66,11 @@ def caps_reached(target: int, ceiling: int | None) -> str | None:
 
 
 def too_little(standing: Standing) -> str | None:
-    if standing.gained is None or standing.gained >= MIN_YIELD * standing.drawn:
+    """A round that left fewer rows does not end it: the balance between labels has shifted, and the next may add."""
+    gained = standing.gained
+    if gained is None or gained < 0 or gained >= MIN_YIELD * standing.drawn:
         return None
-    return f"the last one added {max(standing.gained, 0)} rows for {standing.drawn} drawn texts"
+    return f"the last one added {gained} rows for {standing.drawn} drawn texts"
 
 
 def bound_reached(standing: Standing, limit: int) -> str | None:

@@ -35,7 +35,7 @@ class Pool:
         self.digest = sha256_bytes(canonical_json([chunk.ref for chunk in self._chunks]))
 
     def chunks(self) -> Sequence[PoolChunk]:
-        """Every chunk with at least one accepted candidate, in order."""
+        """Every chunk, in order; one whose candidates were all dropped is among them."""
         return self._chunks
 
     def read(self, chunk: PoolChunk) -> list[Candidate]:

@@ -26,18 +26,18 @@ def inputs(per_label: int = 8, **changes: Any) -> PlanInputs:
 
 def test_counts_of_the_default_preset() -> None:
     plan = make_plan(build_config(), inputs(unlabeled_rows=100, eval_rows=50, label_paths=[(1,), (2,), (3,)]))
-    assert plan.candidates == 24 * 24 + 100
-    assert plan.requests == 24 * 4  # 24 draws a seed, six to a request
+    assert plan.candidates == 24 * 18 + 100
+    assert plan.requests == 24 * 3  # 18 draws a seed, six to a request
     assert plan.adapters == 3 + 2
-    assert plan.score_reads == 5 * 676 + 4 * 50
-    assert plan.selected == round(676 * 0.45)
+    assert plan.score_reads == 5 * 532 + 4 * 50
+    assert plan.selected == round(532 * 0.45)
 
 
 def test_the_paper_preset_scores_with_the_base_and_selects_without_agreement() -> None:
     plan = make_plan(build_config("paper"), inputs(label_paths=[(1,), (2,), (3,)]))
     assert plan.adapters == 3
-    assert plan.score_reads == 4 * 576
-    assert plan.selected == 576
+    assert plan.score_reads == 4 * 432
+    assert plan.selected == 432
 
 
 @pytest.mark.parametrize(("parameters", "style"), [(135e6, "continuation"), (4e9, "chat")])
@@ -53,7 +53,7 @@ def _with_style(style: str, parameters: float) -> Plan:
 
 
 def test_held_out_seeds_are_not_varied() -> None:
-    assert make_plan(build_config(), inputs(10)).candidates == 24 * 24
+    assert make_plan(build_config(), inputs(10)).candidates == 24 * 18
 
 
 def test_caps_and_rounds_shape_the_plan() -> None:
