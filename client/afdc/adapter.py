@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 
 from afdc.errors import AdapterError
 from afdc.files import publish_folder, rename_folder, sha256_file
+from afdc.prompting import PromptCodec
 from afdc.task import Model, Task
 
 MANIFEST_FILE = "manifest.json"
@@ -33,16 +34,27 @@ REFUSED_OPTIONS = (
 )
 MAX_HEADER_BYTES = 64 << 20
 MAX_ALPHA = 4096
+PROBE_TOKENS = 16  # enough to tell two adapters apart, and few reads
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 MATRICES = ("lora_A.weight", "lora_B.weight")  # the axis that is the rank: 0 in A, 1 in B
 ROUNDING = 1e-6
 
 
 class Probe(Model):
-    """The trainer's own label log-probs of a text, for comparison after the swap. Natural log, one value a label."""
+    """The trainer's own label log-probs of a text, for comparison after the swap. Natural log, one value a label.
+
+    For an open task: one value, that of the first `PROBE_TOKENS` tokens of `answer`.
+    """
 
     text: str
+    answer: str | None = None
     logprobs: tuple[float, ...]
+
+    def scored_ids(self, codec: PromptCodec) -> list[tuple[int, ...]]:
+        """Ids whose summed log-probabilities `logprobs` holds: every label's, or those that begin the answer."""
+        if self.answer is None:
+            return codec.scored_ids
+        return [tuple(codec.answer_ids(self.answer)[:PROBE_TOKENS])]
 
 
 class AdapterManifest(Model):
@@ -126,14 +138,19 @@ def _holds(folder: Path, weights: str) -> bool:
 
 
 def _verify_numbers(manifest: AdapterManifest, folder: Path) -> None:
-    n = len(manifest.task.labels)
+    n = len(manifest.task.names)
     if not math.isfinite(manifest.temperature):
         raise AdapterError(f"{folder}: the temperature is {manifest.temperature}")
     if manifest.prior and not (len(manifest.prior) == n and all(map(math.isfinite, manifest.prior))):
         raise AdapterError(f"{folder}: the prior must hold one finite number for each of the {n} labels")
+    is_open = manifest.task.is_open
     for i, probe in enumerate(manifest.probes):
-        if len(probe.logprobs) != n or not all(math.isfinite(x) and x <= ROUNDING for x in probe.logprobs):
-            raise AdapterError(f"{folder}: probe {i} must hold one log-probability for each of the {n} labels")
+        wanted = 1 if is_open else n
+        if len(probe.logprobs) != wanted or not all(math.isfinite(x) and x <= ROUNDING for x in probe.logprobs):
+            what = "its answer" if is_open else f"each of the {n} labels"
+            raise AdapterError(f"{folder}: probe {i} must hold one log-probability for {what}")
+        if is_open != bool(probe.answer):
+            raise AdapterError(f"{folder}: probe {i} must {'have an answer' if is_open else 'score labels alone'}")
 
 
 def _verify_files(folder: Path, manifest: AdapterManifest) -> None:

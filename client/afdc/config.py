@@ -76,13 +76,28 @@ class AugmentConfig(Model):
     )
 
 
+class AnswerConfig(Model):
+    """Open tasks only: how answers are sampled and compared."""
+
+    samples: int = Field(default=4, ge=1, description="n: answers a text and labeller")
+    temperature: float = Field(default=0.7, gt=0, description="sampling temperature")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="nucleus sampling: probability mass that is kept")
+    max_tokens: int | None = Field(
+        default=None, ge=4, description="longest answer; None: twice the longest of the seeds, at least 16"
+    )
+    min_agreement: float = Field(
+        default=0.5, ge=0, le=1, description="with select.agreement: keep texts whose samples agree this far"
+    )
+
+
 class SelectConfig(Model):
     """Which scored candidates become training rows (D2)."""
 
     strategy: Strategy = Field(default="confidence", description="which rows are the most valuable")
     threshold: float = Field(default=0.0, ge=0, le=1, description="tau: keep rows with confidence > tau")
     agreement: bool = Field(
-        default=True, description="keep a generated row only where the scored label is the intended one"
+        default=True,
+        description="keep a generated row only where the scored label is the intended one; open: where samples agree",
     )
     combine: bool = Field(
         default=False,
@@ -158,6 +173,7 @@ class RunConfig(Model):
     seed: int = Field(default=0, ge=0, lt=2**31, description="fixes every random choice")
     engine: EngineConfig = EngineConfig()
     augment: AugmentConfig = AugmentConfig()
+    answer: AnswerConfig = AnswerConfig()
     select: SelectConfig = SelectConfig()
     train: TrainConfig = TrainConfig()
     loop: LoopConfig = LoopConfig()
@@ -198,12 +214,22 @@ def build_config(preset: str = "default", *overrides: dict[str, Any]) -> RunConf
     return RunConfig.model_validate(merged)
 
 
-def config_hash(config: RunConfig) -> str:
-    """Hash of everything that changes the result. How many tries or seconds the engine gets does not."""
+def identifying_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that change the result. How many tries or seconds the engine gets does not.
+
+    Answers that are sampled as by default are left out: tasks with labels have the identity that they always had.
+    """
     data = config.model_dump(mode="json")
     for key in TOLERANT_ENGINE_KEYS:
         data["engine"].pop(key)
-    return sha256_bytes(canonical_json(data))
+    if config.answer == AnswerConfig():
+        data.pop("answer")
+    return data
+
+
+def config_hash(config: RunConfig) -> str:
+    """Hash of `identifying_settings`."""
+    return sha256_bytes(canonical_json(identifying_settings(config)))
 
 
 def _merge(base: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:

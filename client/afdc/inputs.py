@@ -13,7 +13,7 @@ from typing import BinaryIO, NoReturn
 from pydantic import Field, ValidationError
 
 from afdc.errors import InputError
-from afdc.labels import LabelIndex
+from afdc.labels import label_index
 from afdc.records import (
     AS_OBJECTS,
     MAX_TEXT_CHARS,
@@ -28,7 +28,10 @@ from afdc.task import Example, Label, Task, normalise_text
 
 MAX_PROBLEMS = 20
 KNOWN_KEYS = ("id", "text", "label")
-AS_TASK = 'Write {"instruction": "...", "labels": ["name", {"name": "...", "description": "..."}]}'
+AS_TASK = (
+    'Write {"instruction": "...", "labels": ["name", {"name": "...", "description": "..."}]}, '
+    'or "labels": null for answers in free text'
+)
 
 
 class ReadExample(Example):
@@ -125,9 +128,11 @@ def read_task(path: Path) -> Task:
         message = first["msg"].removeprefix("Value error, ")
         raise InputError(f"{where}: {message}" if where else message, path=str(path), remedy=AS_TASK) from exc
     _check_wording(path, "the instruction", task.instruction)
-    for label in task.labels:
+    for label in task.classes:
         _check_wording(path, f"the description of {label.name[:40]!a}", label.description)
-    labels = tuple(Label(name=_label_name(path, label.name), description=label.description) for label in task.labels)
+    if task.is_open:
+        return task
+    labels = tuple(Label(name=_label_name(path, label.name), description=label.description) for label in task.classes)
     return task.model_copy(update={"labels": labels})
 
 
@@ -136,7 +141,7 @@ class _ExampleReader:
 
     def __init__(self, path: str, task: Task | None, require_label: bool) -> None:
         self.path = path
-        self.labels = LabelIndex(task) if task else None
+        self.labels = label_index(task) if task else None
         self.require_label = require_label
 
     def read(self, record: Record) -> ReadExample | Problem:

@@ -39,6 +39,25 @@ class LabelIndex:
         return f"unknown label {name[:SHOWN_CHARS]!r}{guess}", f"The labels are: {list_names(self.names)}"
 
 
+class FreeAnswers:
+    """Stands for the labels of an open task: whatever an example says is its answer."""
+
+    names: tuple[str, ...] = ()
+
+    def find(self, name: str) -> str | None:
+        """The answer in its normal form."""
+        return normalise_text(name) or None
+
+    def unknown(self, name: str) -> tuple[str, str]:
+        """Message and remedy for an answer that is none."""
+        return "the answer is empty", "Write the answer that the text should get"
+
+
+def label_index(task: Task) -> LabelIndex | FreeAnswers:
+    """What reads the labels of examples of this task."""
+    return FreeAnswers() if task.is_open else LabelIndex(task)
+
+
 def list_names(names: Sequence[str]) -> str:
     """Names for a message, the first 20 of them."""
     more = f" and {len(names) - LISTED_NAMES} more" if len(names) > LISTED_NAMES else ""

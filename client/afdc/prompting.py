@@ -202,7 +202,8 @@ class PromptCodec:
         self.prefix_ids = _encode_pieces(tokenizer, pieces[:user])
         self.suffix_ids = encode_markup(tokenizer, header)
         self.terminator = _turn_end(tokenizer)
-        self.label_ids = [self._encode_label(name, header) for name in task.names]
+        self._header = header
+        self.label_ids = [self._encode_answer(name) for name in task.names]
         self._check_distinct()
 
     def prompt_ids(self, text: str) -> list[int]:
@@ -212,6 +213,10 @@ class PromptCodec:
     def text_ids(self, text: str) -> list[int]:
         """Ids of the text alone: what differs from prompt to prompt."""
         return encode_plain(self.tokenizer, normalise_text(text))
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Ids after the prompt of an open task: trained on, and what a sampler is to give back. Raises InputError."""
+        return [*self._encode_answer(normalise_text(answer)), self.terminator]
 
     def completion_ids(self, label_index: int) -> list[int]:
         """Ids that the trainer puts after the prompt: the label and the terminator."""
@@ -237,10 +242,10 @@ class PromptCodec:
 
     def max_prompt_tokens(self, max_model_len: int) -> int:
         """Longest prompt, in tokens, that leaves room for the longest label and its terminator."""
-        return max_model_len - max(map(len, self.label_ids)) - 1
+        return max_model_len - max(map(len, self.label_ids), default=0) - 1
 
     def check_length(self, text: str, max_model_len: int) -> None:
-        """Refuse a text that does not fit.
+        """Refuse a text that does not fit beside the longest label.
 
         Raises:
             InputError: with the number of tokens and the limit.
@@ -252,15 +257,15 @@ class PromptCodec:
                 remedy="Shorten it or raise engine.max_model_len",
             )
 
-    def _encode_label(self, name: str, header: str) -> list[int]:
-        """Encode the label behind the assistant header, as one string where the header's ids survive that."""
+    def _encode_answer(self, name: str) -> list[int]:
+        """Encode a label or an answer behind the header, as one string where the header's ids survive that."""
         plain = encode_plain(self.tokenizer, name)
-        joint = encode_markup(self.tokenizer, header + name)
+        joint = encode_markup(self.tokenizer, self._header + name)
         n = len(self.suffix_ids)
         has_markup = encode_markup(self.tokenizer, name) != plain
         ids = joint[n:] if joint[:n] == self.suffix_ids and not has_markup else plain
         if not ids:
-            raise ModelError(f"label {name!r} has no tokens in this model's vocabulary", remedy="Rename the label")
+            raise ModelError(f"{name!r} has no tokens in this model's vocabulary", remedy="Write it another way")
         return ids
 
     def _check_distinct(self) -> None:
@@ -281,15 +286,15 @@ def is_prefix_free(paths: Sequence[tuple[int, ...]]) -> bool:
 
 
 def system_prompt(task: Task) -> str:
-    """Instruction, then the labels where the instruction does not name them all and the list is short."""
+    """Instruction, then the labels, if any, where the instruction does not name them all and the list is short."""
     text = normalise_text(task.instruction)
-    described = [label for label in task.labels if label.description]
+    described = [label for label in task.classes if label.description]
     named = all(name.casefold() in text.casefold() for name in task.names)
-    if described and len(task.labels) <= LISTED_LABELS:
+    if described and len(task.names) <= LISTED_LABELS:
         lines = [
-            f"- {label.name}: {label.description}" if label.description else f"- {label.name}" for label in task.labels
+            f"- {label.name}: {label.description}" if label.description else f"- {label.name}" for label in task.classes
         ]
         return "\n".join([text, *lines])
-    if named or len(task.labels) > LISTED_LABELS:
+    if named or len(task.names) > LISTED_LABELS:
         return text
     return "\n".join([text, *(f"- {name}" for name in task.names)])

@@ -18,6 +18,14 @@ class Evaluation(Model):
     ece: float | None = Field(
         default=None, description="expected calibration error, 15 equal-width bins (Guo et al. 2017)"
     )
+    token_f1: float | None = Field(
+        default=None, description="open tasks: mean token F1; accuracy is then the share of exact matches"
+    )
+
+    @property
+    def score(self) -> float:
+        """What adapters are compared by: token F1 where there is one, else accuracy."""
+        return self.accuracy if self.token_f1 is None else self.token_f1
 
 
 class RoundResult(Model):
@@ -29,7 +37,8 @@ class RoundResult(Model):
     per_label: dict[str, int] = Field(default_factory=dict)
     flip_rate: float | None = Field(default=None, description="share of D1 whose label changed since the last round")
     agreement: float | None = Field(
-        default=None, description="share of generated rows scored as the label they were generated for"
+        default=None,
+        description="share of generated rows scored as the label they were generated for; open tasks: mean agreement",
     )
     mean_confidence: float | None = None
     holdout: Evaluation | None = None
@@ -40,13 +49,25 @@ class RoundResult(Model):
     seconds: dict[str, float] = Field(default_factory=dict)
 
 
+class TokenF1(Model):
+    """Mean token F1 on --eval of an open task, as in EvalSummary."""
+
+    base: float | None = None
+    seeds_only: float | None = None
+    final: float | None = None
+
+
 class EvalSummary(Model):
-    """Accuracy on --eval; null without it. `seeds_only`: mean over the adapters of round 0, all trained on D0 alone."""
+    """Accuracy on --eval; null without it. `seeds_only`: mean over the adapters of round 0, all trained on D0 alone.
+
+    Of an open task it is the share of exact matches, and `token_f1` is there too.
+    """
 
     base: float | None = None
     seeds_only: float | None = None
     final: float | None = None
     n: int = 0
+    token_f1: TokenF1 | None = None
 
 
 class PathRows(Model):

@@ -1,4 +1,4 @@
-"""What makes examples usable as seeds and as gold: labels of the task, and one label a text.
+"""What makes examples usable as seeds and as gold: labels of the task, and one label (or answer) a text.
 
 Two texts are the same when they agree in NFC form up to white space. Letter case counts: a task may turn on it.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from afdc.errors import InputError
 from afdc.inputs import ReadExample
-from afdc.labels import LabelIndex, fold_name, list_names
+from afdc.labels import FreeAnswers, LabelIndex, fold_name, label_index, list_names
 from afdc.task import MAX_LABELS, Example, Label, Task, normalise_text, text_id
 
 
@@ -21,7 +21,7 @@ class SeedReport:
 
     Attributes:
         examples: one per distinct text, in file order; `id` is `text_id("s_", text, label)`.
-        counts: seeds of each label, in the order of the task's labels.
+        counts: seeds of each label, in the order of the task's labels; empty for an open task.
         duplicates: repeats (same text, same label) that were dropped.
     """
 
@@ -60,7 +60,7 @@ def check_seeds(examples: Sequence[Example], task: Task) -> SeedReport:
     path, _ = _where(examples[0]) if examples else ("", None)
     if not examples:
         raise InputError("there are no seeds", remedy="Give at least one example of each label")
-    labels = LabelIndex(task)
+    labels = label_index(task)
     cleaned = [_clean_seed(example, labels) for example in first_of_each(examples, task)]
     counts = Counter(example.label for example in cleaned)
     missing = [name for name in task.names if not counts[name]]
@@ -77,7 +77,7 @@ def first_of_each(examples: Sequence[Example], task: Task) -> list[Example]:
     Raises:
         InputError: an example without a label of the task, or a text with two labels; names both lines.
     """
-    labels = LabelIndex(task)
+    labels = label_index(task)
     seen: dict[str, Example] = {}
     for example in examples:
         label = _known_label(example, labels)
@@ -87,12 +87,12 @@ def first_of_each(examples: Sequence[Example], task: Task) -> list[Example]:
     return list(seen.values())
 
 
-def _clean_seed(example: Example, labels: LabelIndex) -> Example:
+def _clean_seed(example: Example, labels: LabelIndex | FreeAnswers) -> Example:
     text, label = normalise_text(example.text), _known_label(example, labels)
     return Example(id=text_id("s_", text, label), text=text, label=label)
 
 
-def _known_label(example: Example, labels: LabelIndex) -> str:
+def _known_label(example: Example, labels: LabelIndex | FreeAnswers) -> str:
     path, line = _where(example)
     if example.label is None:
         raise InputError("the example has no label", path=path, line=line, remedy="Add its label")

@@ -35,13 +35,17 @@ def _label_from_name(value: Any) -> Any:
 
 
 class Task(Model):
-    """An instruction and the closed set of labels to choose from."""
+    """An instruction, and the closed set of labels to choose from; None for answers in free text."""
 
     instruction: str = Field(default=DEFAULT_INSTRUCTION, min_length=1)
-    labels: tuple[Annotated[Label, BeforeValidator(_label_from_name)], ...] = Field(max_length=MAX_LABELS)
+    labels: Annotated[
+        tuple[Annotated[Label, BeforeValidator(_label_from_name)], ...] | None, Field(max_length=MAX_LABELS)
+    ]
 
     @model_validator(mode="after")
     def _check_labels(self) -> Self:
+        if self.labels is None:
+            return self
         names = self.names
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
@@ -51,9 +55,19 @@ class Task(Model):
         return self
 
     @property
+    def is_open(self) -> bool:
+        """Whether answers are free text (docs/decisions/0009)."""
+        return self.labels is None
+
+    @property
+    def classes(self) -> tuple[Label, ...]:
+        """The labels; none of an open task."""
+        return self.labels or ()
+
+    @property
     def names(self) -> tuple[str, ...]:
-        """Label names, in the order of every score array's last axis."""
-        return tuple(label.name for label in self.labels)
+        """Label names, in the order of every score array's last axis; none of an open task."""
+        return tuple(label.name for label in self.classes)
 
     def positions(self, labels: Iterable[str]) -> list[int]:
         """Index in `names` of each label. Raises KeyError for one that the task does not have."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from afdc.adapter import verify_adapter
 from afdc.config import TrainConfig
@@ -29,13 +29,26 @@ SIGNALLED = 128  # an exit code above it: the signal that ended one of several t
 class TrainRow(Model):
     """One training text. `targets` maps label indices to probabilities (sum 1): one entry is a hard label.
 
-    The loss of a row is weight * sum_y targets[y] * -log P(label y and terminator | text), averaged over tokens.
+    A row of an open task has a `completion`, its answer, and no targets.
+    The loss of a row is weight * sum_y targets[y] * -log P(label y and terminator | text), averaged over tokens; with a
+    completion it is weight * -log P(completion and terminator | text), averaged in the same way.
     """
 
     text: str
-    targets: dict[int, float] = Field(min_length=1)
+    targets: dict[int, float] = Field(default={})
     weight: float = Field(default=1.0, ge=0)
     gold: bool = False
+    completion: str | None = None
+
+    @model_validator(mode="after")
+    def _check_target(self) -> Self:
+        if bool(self.targets) == bool(self.completion):
+            raise ValueError("a row has either targets or a completion")
+        return self
+
+    def to_line(self) -> bytes:
+        """The row as a line of `rows.jsonl`."""
+        return self.model_dump_json(exclude_none=True).encode() + b"\n"
 
 
 class TrainJob(Model):
@@ -55,7 +68,9 @@ class TrainJob(Model):
     seed: int
     config: TrainConfig
     continue_from: Path | None = None
-    probes: tuple[str, ...] = Field(description="texts whose label log-probs the trainer reports, to check the swap")
+    probes: tuple[str, ...] = Field(
+        description="texts whose label log-probs the trainer reports, to check the swap; open: gold rows"
+    )
     max_tokens: int = Field(ge=16, description="longest prompt plus label, tokens")
     work: Path = Field(description="checkpoints; may be deleted once the result exists")
     adapters: Path = Field(description="folder in which the finished adapter folder appears, named `name-sha12`")

@@ -36,7 +36,7 @@ class PlannedRequest:
     Attributes:
         request: for draws `first_draw` to `first_draw + request.n - 1` of the parent.
         parent: id of the seed that is varied.
-        label: what the variants are generated for.
+        label: what the variants are generated for; None in an open task.
         seed_ids: the seeds in the prompt, the parent last.
         line_break: what stands for a line break in a continuation; "" when the seeds have none.
         prompt_hash: 16 hex digits over the prompt.
@@ -46,7 +46,7 @@ class PlannedRequest:
     request: GenerateRequest
     job: str
     parent: str
-    label: str
+    label: str | None
     seed_ids: tuple[str, ...]
     augment_round: int
     first_draw: int
@@ -122,10 +122,10 @@ class RequestPlan(Sequence[PlannedRequest]):
     def __init__(self, seeds: Sequence[Seed], shared: _Round) -> None:
         self._shared = shared
         self._parents = [one for one in seeds if not one.holdout]
-        self._labels = {label.name: label for label in shared.task.labels}
+        self._labels = {label.name: label for label in shared.task.classes}
         peers: dict[str, dict[str, Seed]] = {name: {} for name in self._labels}
         for one in self._parents:
-            peers[one.label][one.id] = one
+            peers.setdefault(self._group(one), {})[one.id] = one
         self._peers = {name: list(found.values()) for name, found in peers.items()}
         self._groups = draw_groups(shared.config.variants)
         longest = max((shared.estimate(one.text) for one in self._parents), default=0)
@@ -151,7 +151,7 @@ class RequestPlan(Sequence[PlannedRequest]):
         parent, (first, n) = self._parents[parent_index], self._groups[group]
         key = (shared.seed, shared.number, parent.id, first)
         shown = self._fitting([*self._context(key, parent), parent])
-        texts, label = [one.text for one in shown], self._labels[parent.label]
+        texts, label = [one.text for one in shown], self._labels.get(self._group(parent))
         write = chat_prompt if shared.style == "chat" else continuation_prompt
         prompt = write(shared.task, label, texts)
         sampling = self._sampling(key)
@@ -160,7 +160,7 @@ class RequestPlan(Sequence[PlannedRequest]):
             request=GenerateRequest(name, prompt, n, sampling, shared.adapter),
             job=shared.job,
             parent=parent.id,
-            label=label.name,
+            label=label.name if label else None,
             seed_ids=tuple(one.id for one in shown),
             augment_round=shared.number,
             first_draw=first,
@@ -169,6 +169,10 @@ class RequestPlan(Sequence[PlannedRequest]):
             prompt_hash=prompt_hash(prompt),
             sampling=canonical_json(asdict(sampling)).decode(),
         )
+
+    def _group(self, seed: Seed) -> str:
+        """Seeds that are shown together: those of a label; all of them in an open task."""
+        return "" if self._shared.task.is_open else seed.label
 
     def _sampling(self, key: tuple[object, ...]) -> Sampling:
         config = self._shared.config
@@ -182,7 +186,7 @@ class RequestPlan(Sequence[PlannedRequest]):
 
     def _context(self, key: tuple[object, ...], parent: Seed) -> list[Seed]:
         """Peers that hashing picks: the same on every machine and in every Python, however many there are."""
-        peers = self._peers[parent.label]
+        peers = self._peers[self._group(parent)]
         wanted = min(self._shared.config.context_seeds, len(peers)) - 1
         picked = {parent.id: parent}
         turn = 0
@@ -194,8 +198,9 @@ class RequestPlan(Sequence[PlannedRequest]):
 
     def _fitting(self, shown: list[Seed]) -> list[Seed]:
         """Without the first seeds where they would not leave room; the parent stays."""
-        shared, label = self._shared, self._labels[shown[-1].label]
-        fixed = shared.estimate(shared.task.instruction + label.name + label.description) + PROMPT_TOKENS
+        shared, label = self._shared, self._labels.get(self._group(shown[-1]))
+        heading = label.name + label.description if label else ""
+        fixed = shared.estimate(shared.task.instruction + heading) + PROMPT_TOKENS
         room = shared.max_model_len - self._max_tokens - fixed
         costs = [shared.estimate(one.text) + ITEM_TOKENS for one in shown]
         while len(shown) > 1 and sum(costs[-len(shown) :]) > room:

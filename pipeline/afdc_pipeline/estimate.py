@@ -85,9 +85,10 @@ class Plan:
         candidates: size of D1 at most, unlabelled texts included.
         selected: rows of D2 in a round, expected.
         adapters: training runs.
-        score_reads: next-token reads, over all passes of all scorers over D1, eval and held-out texts.
+        score_reads: next-token reads, over all passes of all scorers over D1, eval and held-out texts; sampled answers
+            where the task is open.
         prompt_tokens: of generation and scoring, prefix-cache hits included.
-        completion_tokens: of generation.
+        completion_tokens: of generation, and of the answers of an open task.
         training_tokens: through the model, a shared template counted once a batch.
         seconds: by part, and "total".
         precision: numbers that engine and trainer compute in, where the planner knows them.
@@ -112,7 +113,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Sizes:
-    """Mean tokens: the fixed part of a scoring prompt, a text, a label; and reads a text."""
+    """Mean tokens: the fixed part of a scoring prompt, a text, a label; and reads a text (open: sampled answers)."""
 
     template: float
     text: float
@@ -136,22 +137,24 @@ def rates_for(device: Literal["cpu", "cuda"], parameters: float) -> Rates:
 
 def make_plan(config: RunConfig, inputs: PlanInputs) -> Plan:
     """Plan a run from its settings and inputs alone; starts and writes nothing."""
-    sizes = _sizes(inputs)
+    sizes = _sizes(inputs, config.answer.samples)
     rates = rates_for(inputs.device, inputs.parameters)
     trained = [seed for seed in inputs.seeds if not seed.holdout]
     rounds = _augment_rounds(config, inputs, len(trained))
     draws = rounds * len(trained) * config.augment.variants
     requests, generation_prompt = _generation(config, inputs, rounds)
     candidates = draws + inputs.unlabeled_rows
-    selected = _selected(config, candidates, len(inputs.task.names))
+    selected = _selected(config, candidates, max(len(inputs.task.names), 1))
     scored = _scored_texts(config, inputs, candidates)
     adapters, training = _training(config, inputs, sizes, len(trained), selected)
     completion = round(draws * (sizes.text + 1))
-    computed = scored * _computed_tokens(sizes, rates.block_size)
+    prompts = 1 if inputs.task.is_open else sizes.reads  # samples of a text share its prompt
+    sampled = round(scored * sizes.reads * sizes.label) if inputs.task.is_open else 0
+    computed = scored * (sizes.text + MARKUP_TOKENS / 2 if sampled else _computed_tokens(sizes, rates.block_size))
     seconds = {
         "engine_start": rates.engine_start_s,
         "generate": completion / rates.decode + generation_prompt / rates.prefill,
-        "score": computed / rates.prefill,
+        "score": computed / rates.prefill + sampled / rates.decode,
         "train": training / rates.train + adapters * rates.trainer_start_s,
     }
     return Plan(
@@ -161,8 +164,8 @@ def make_plan(config: RunConfig, inputs: PlanInputs) -> Plan:
         selected=selected,
         adapters=adapters,
         score_reads=scored * sizes.reads,
-        prompt_tokens=generation_prompt + round(scored * sizes.reads * (sizes.template + sizes.text)),
-        completion_tokens=completion,
+        prompt_tokens=generation_prompt + round(scored * prompts * (sizes.template + sizes.text)),
+        completion_tokens=completion + sampled,
         training_tokens=training,
         seconds={name: round(value, 1) for name, value in {**seconds, "total": sum(seconds.values())}.items()},
     )
@@ -177,11 +180,18 @@ def trie_reads(paths: Sequence[tuple[Any, ...]]) -> int:
     return sum(-(-len(tokens) // IDS_PER_READ) for tokens in children.values())
 
 
-def _sizes(inputs: PlanInputs) -> _Sizes:
+def _template(inputs: PlanInputs) -> float:
+    return inputs.count_tokens(system_prompt(inputs.task)) + MARKUP_TOKENS
+
+
+def _sizes(inputs: PlanInputs, samples: int) -> _Sizes:
     lengths = [inputs.count_tokens(seed.text) for seed in inputs.seeds] or [0]
+    if inputs.task.is_open:
+        answers = [inputs.count_tokens(seed.label) + 1 for seed in inputs.seeds] or [1]
+        return _Sizes(_template(inputs), sum(lengths) / len(lengths), sum(answers) / len(answers), samples)
     paths: Sequence[tuple[Any, ...]] = inputs.label_paths or [_pieces(name) for name in inputs.task.names]
     return _Sizes(
-        template=inputs.count_tokens(system_prompt(inputs.task)) + MARKUP_TOKENS,
+        template=_template(inputs),
         text=sum(lengths) / len(lengths),
         label=sum(map(len, paths)) / len(paths) + 1,
         reads=trie_reads(paths),
@@ -196,7 +206,8 @@ def _pieces(name: str) -> tuple[str, ...]:
 def _augment_rounds(config: RunConfig, inputs: PlanInputs, parents: int) -> int:
     """The planned rounds and those that the expected yield leaves to the target; none beyond where caps rule it out."""
     rounds, target = config.augment.rounds, config.select.target_rows
-    ceiling = growth.row_ceiling(config.select, len(inputs.task.names), parents, unlabeled=bool(inputs.unlabeled_rows))
+    labels = max(len(inputs.task.names), 1)
+    ceiling = growth.row_ceiling(config.select, labels, parents, unlabeled=bool(inputs.unlabeled_rows))
     if target is None or rounds * parents == 0 or (ceiling is not None and ceiling < target):
         return rounds
     drawn, real = rounds * parents * config.augment.variants, inputs.unlabeled_rows

@@ -87,7 +87,7 @@ class TextLimits:
         """From a quarter of the shortest seed to 2.5 times the longest, and some more for very short ones."""
         texts = [seed.text for seed in seeds]
         chars, units = [len(text) for text in texts], [count_units(text) for text in texts]
-        prompt = [*task.names, *(label.description for label in task.labels)]
+        prompt = [*task.names, *(label.description for label in task.classes)]
         instruction = _fold(task.instruction)
         is_telling = len(instruction) >= MIN_ECHO_CHARS and not any(instruction in _fold(text) for text in texts)
         return cls(

@@ -21,13 +21,14 @@ class Fold:
     held: tuple[Seed, ...]
 
 
-def split(seeds: Sequence[Seed], share: float, seed: int) -> tuple[Seed, ...]:
-    """The seeds in their order, `holdout` set on about `share` (0..1) of each label's.
+def split(seeds: Sequence[Seed], share: float, seed: int, *, by_label: bool = True) -> tuple[Seed, ...]:
+    """The seeds in their order, `holdout` set on about `share` (0..1) of each label's, or of all together.
 
     Rounded to the nearest number of rows a label, at least one where the label has two seeds or more, and never a
     label's last training seed. A share of 0 holds nothing out.
     """
-    held = {row.id for group in _by_label(seeds, seed) for row in group[: _held_count(len(group), share)]}
+    groups = _by_label(seeds, seed) if by_label else [_shuffled(seeds, seed)]
+    held = {row.id for group in groups for row in group[: _held_count(len(group), share)]}
     return tuple(replace(row, holdout=row.id in held) for row in seeds)
 
 
@@ -67,4 +68,8 @@ def _by_label(seeds: Sequence[Seed], seed: int) -> list[list[Seed]]:
     groups: dict[str, list[Seed]] = defaultdict(list)
     for row in seeds:
         groups[row.label].append(row)
-    return [sorted(groups[label], key=lambda row: text_id("", seed, row.id)) for label in sorted(groups)]
+    return [_shuffled(groups[label], seed) for label in sorted(groups)]
+
+
+def _shuffled(seeds: Sequence[Seed], seed: int) -> list[Seed]:
+    return sorted(seeds, key=lambda row: text_id("", seed, row.id))

@@ -11,19 +11,22 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from statistics import mean
 
-from afdc.result import EvalSummary, Evaluation, RoundResult
+from afdc.result import EvalSummary, Evaluation, RoundResult, TokenF1
 from afdc_pipeline import growth, stopping
 from afdc_pipeline.context import JobContext
 from afdc_pipeline.pool import Pool
 from afdc_pipeline.seams import StageKey
 from afdc_pipeline.spending import spent, stage_seconds
+from afdc_pipeline.stages.answer import answer_pool
 from afdc_pipeline.stages.augment import SeenTexts, build_pool, extend_pool
 from afdc_pipeline.stages.decide import Decisions, decide, decided_rows
 from afdc_pipeline.stages.evaluate import evaluate
 from afdc_pipeline.stages.fit import train_member, train_round
+from afdc_pipeline.stages.grade import grade
 from afdc_pipeline.stages.grow import end_of_growth
 from afdc_pipeline.stages.runner import StageRun, run_stage
 from afdc_pipeline.stages.score import Scorer, score_pool
+from afdc_pipeline.stages.settle import settle
 from afdc_pipeline.stages.swap import accept_adapter
 
 BASE = Scorer("base")
@@ -130,8 +133,8 @@ async def _self_train(ctx: JobContext, state: LoopState, round: int) -> None:
 
 
 def _passes_gate(state: LoopState, holdout: Evaluation | None) -> bool:
-    """An adapter that loses held-out accuracy is not handed out; without held-out seeds every adapter passes."""
-    return holdout is None or state.best_holdout is None or holdout.accuracy >= state.best_holdout.accuracy
+    """An adapter that loses on held-out seeds is not handed out; without held-out seeds every adapter passes."""
+    return holdout is None or state.best_holdout is None or holdout.score >= state.best_holdout.score
 
 
 def _activate(ctx: JobContext, state: LoopState, scorer: Scorer, holdout: Evaluation | None) -> None:
@@ -175,18 +178,19 @@ def _drawn_rows(ctx: JobContext, state: LoopState) -> int:
 async def _decide(
     ctx: JobContext, state: LoopState, round: int, previous: Decisions | None, part: str = ""
 ) -> Decisions:
-    """Score what the labellers have not seen, and select."""
+    """Score what the labellers have not seen, or answer it where the task is open, and select."""
+    label_pool, choose = (answer_pool, settle) if ctx.task.is_open else (score_pool, decide)
     chunks = len(state.pool.chunks())
     for scorer in state.labellers:
         old = state.scored.get(scorer.name)
         if old is None:
-            key = await score_pool(ctx, round, state.pool, scorer)
+            key = await label_pool(ctx, round, state.pool, scorer)
             state.scored[scorer.name] = ScoredPool((key,), chunks)
         elif old.chunks < chunks:
-            key = await score_pool(ctx, round, state.pool, scorer, part, old.chunks)
+            key = await label_pool(ctx, round, state.pool, scorer, part, old.chunks)
             state.scored[scorer.name] = ScoredPool((*old.keys, key), chunks)
     keys = [state.scored[scorer.name].keys for scorer in state.labellers]
-    return await decide(ctx, round, state.pool, keys, previous, part)
+    return await choose(ctx, round, state.pool, keys, previous, part)
 
 
 def _standing(ctx: JobContext, state: LoopState, gained: int | None) -> growth.Standing:
@@ -252,6 +256,15 @@ def _eval_summary(
         seeds_only=mean(one.accuracy for one in seeds_only) if seeds_only else None,
         final=final.accuracy if final else None,
         n=len(ctx.inputs.eval),
+        token_f1=_token_f1(base, seeds_only, final) if ctx.task.is_open and ctx.inputs.eval else None,
+    )
+
+
+def _token_f1(base: Evaluation | None, seeds_only: list[Evaluation], final: Evaluation | None) -> TokenF1:
+    return TokenF1(
+        base=base.token_f1 if base else None,
+        seeds_only=mean(one.score for one in seeds_only) if seeds_only else None,
+        final=final.token_f1 if final else None,
     )
 
 
@@ -264,9 +277,9 @@ def _final(state: LoopState, seeds_only: Evaluation | None) -> Evaluation | None
 
 async def _eval(ctx: JobContext, round: int, scorer: Scorer) -> Evaluation | None:
     pairs = [(example.text, example.label or "") for example in ctx.inputs.eval]
-    return await evaluate(ctx, round, "eval", pairs, scorer)
+    return await (grade if ctx.task.is_open else evaluate)(ctx, round, "eval", pairs, scorer)
 
 
 async def _holdout(ctx: JobContext, round: int, scorer: Scorer) -> Evaluation | None:
     pairs = [(seed.text, seed.label) for seed in ctx.inputs.holdout_seeds]
-    return await evaluate(ctx, round, "holdout", pairs, scorer)
+    return await (grade if ctx.task.is_open else evaluate)(ctx, round, "holdout", pairs, scorer)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from afdc.result import Evaluation, LabelScore, ReliabilityPoint
 from afdc_pipeline import scoring
+from afdc_pipeline.answers import exact_match, token_f1
 from afdc_pipeline.seams import FloatArray
 
 Labels = NDArray[np.integer]
@@ -30,6 +31,16 @@ def evaluate(probs: FloatArray, gold: Labels) -> Evaluation:
         n=len(gold),
         macro_f1=macro_f1(gold, predicted, probs.shape[1]),
         ece=expected_calibration_error(probs, gold),
+    )
+
+
+def evaluate_answers(gold: Sequence[str], given: Sequence[str]) -> Evaluation:
+    """Share of exact matches (as accuracy) and mean token F1 of free answers; "" is no answer and counts as wrong."""
+    pairs = list(zip(gold, given, strict=True))
+    return Evaluation(
+        accuracy=sum(exact_match(*pair) for pair in pairs) / len(pairs),
+        token_f1=sum(token_f1(*pair) for pair in pairs) / len(pairs),
+        n=len(pairs),
     )
 
 

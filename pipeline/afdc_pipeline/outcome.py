@@ -12,6 +12,7 @@ from afdc_pipeline.rows import Candidate, Seed
 from afdc_pipeline.stages.decide import decided_rows
 
 DecidedRow = tuple[Candidate, list[dict[str, Any]]]
+UNJUDGED: dict[str, Any] = {"agreement": None, "mean_logprob": None}  # columns of open tasks alone
 
 
 def kept_rows(ctx: JobContext, state: LoopState) -> Iterator[dict[str, Any]]:
@@ -29,7 +30,7 @@ def rejected_rows(ctx: JobContext, state: LoopState) -> Iterator[dict[str, Any]]
         if not story[-1]["keep"]:
             yield _row(ctx, state, candidate, story)
     for candidate, reason, detail in state.pool.dropped():
-        yield {**_blank(candidate), "reason": reason, "detail": detail}
+        yield {**_blank(candidate), **UNJUDGED, "reason": reason, "detail": detail}
 
 
 def filter_counts(state: LoopState) -> dict[str, int]:
@@ -52,21 +53,29 @@ def _stories(ctx: JobContext, state: LoopState) -> Iterator[DecidedRow]:
 
 
 def _row(ctx: JobContext, state: LoopState, candidate: Candidate, story: list[dict[str, Any]]) -> dict[str, Any]:
-    names, last = ctx.task.names, story[-1]
+    last = story[-1]
     return {
         **_blank(candidate),
-        "label": names[last["label"]] if last["distribution"] else None,
+        "label": _label_of(ctx, last) or None,
         "accepted_round": _accepted_round(story),
         "scorer": "+".join(scorer.served or "base" for scorer in state.labellers),
-        "distribution": last["distribution"],
+        "distribution": last.get("distribution", []),
         "confidence": last["confidence"],
         "margin": last["margin"],
         "entropy": last["entropy"],
-        "label_history": [names[row["label"]] if row["distribution"] else "" for row in story],
+        "label_history": [_label_of(ctx, row) for row in story],
         "reason": last["reason"],
         "detail": last["error"],
         "weight": last["weight"] if last["keep"] else 0.0,
+        **({"agreement": last["agreement"], "mean_logprob": last["logprob"]} if ctx.task.is_open else {}),
     }
+
+
+def _label_of(ctx: JobContext, row: dict[str, Any]) -> str:
+    """What a decision gave the text: a label, or the answer of an open task; "" for nothing."""
+    if ctx.task.is_open:
+        return str(row.get("answer", ""))
+    return ctx.task.names[row["label"]] if row["distribution"] else ""
 
 
 def _accepted_round(story: list[dict[str, Any]]) -> int | None:
@@ -113,6 +122,7 @@ def _seed_row(ctx: JobContext, seed: Seed) -> dict[str, Any]:
         **_blank(candidate),
         "label": seed.label,
         "accepted_round": 0,
+        **UNJUDGED,
         "distribution": [1.0 if name == seed.label else 0.0 for name in ctx.task.names],
         "confidence": 1.0,
         "margin": 1.0,

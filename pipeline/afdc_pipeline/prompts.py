@@ -16,22 +16,28 @@ FENCES = ("---", "***", "=====", "#####")
 CHAT_SYSTEM = "You write realistic texts for a data set. You answer with one text and nothing else."
 
 
-def continuation_prompt(task: Task, label: Label, texts: Sequence[str]) -> str:
-    """A list under the label's name that stops where the next item begins. Markup only, no words of any language."""
+def continuation_prompt(task: Task, label: Label | None, texts: Sequence[str]) -> str:
+    """A list under the label's name that stops where the next item begins. Markup only, no words of any language.
+
+    Without a label (an open task) the list stands under the instruction.
+    """
     mark = choose_break_mark(texts)
     items = "".join(f"- {flatten_text(text, mark)}\n" for text in texts)
-    return f"{normalise_text(task.instruction)}\n\n{_heading(label)}:\n{items}-"
+    heading = f"{_heading(label)}:\n" if label else ""
+    return f"{normalise_text(task.instruction)}\n\n{heading}{items}-"
 
 
-def chat_prompt(task: Task, label: Label, texts: Sequence[str]) -> tuple[Message, ...]:
-    """Ask for one new text of the label. The examples set language, length and form."""
+def chat_prompt(task: Task, label: Label | None, texts: Sequence[str]) -> tuple[Message, ...]:
+    """Ask for one new text, of the label if there is one. The examples set language, length and form."""
     fence = _unused(FENCES, texts)
     examples = f"\n{fence}\n".join(texts)
+    what = f"Label: {_heading(label)}" if label else "The texts are what the task is done on, without its answers."
     request = (
         f"Task of the data set: {normalise_text(task.instruction)}\n"
-        f"Label: {_heading(label)}\n\n"
-        f"Texts with this label, separated by {fence}\n\n{examples}\n\n"
-        "Write one new text that clearly has this label. Choose another subject and other words than the texts above; "
+        f"{what}\n\n"
+        f"Texts{' with this label' if label else ''}, separated by {fence}\n\n{examples}\n\n"
+        f"Write one new text{' that clearly has this label' if label else ''}. "
+        "Choose another subject and other words than the texts above; "
         "keep their language, their length and their style. Answer with the text alone."
     )
     return (Message("system", CHAT_SYSTEM), Message("user", request))

@@ -111,8 +111,12 @@ class Engine(Protocol):
 
     async def close(self) -> None: ...
 
-    def generate(self, requests: Sequence[GenerateRequest]) -> AsyncIterator[Generated]:
-        """Answers as they finish, in any order, one a request. A poisoned request yields an error, no exception."""
+    def generate(self, requests: Sequence[GenerateRequest], task: Task | None = None) -> AsyncIterator[Generated]:
+        """Answers as they finish, in any order, one a request. A poisoned request yields an error, no exception.
+
+        Args:
+            task: each prompt is a text of this task: it is put as the trainer puts it, and its answer ends there too.
+        """
         ...
 
     async def score(self, texts: Sequence[str], task: Task, adapter: str | None = None) -> Scores: ...

@@ -46,8 +46,8 @@ def rounds_done(history: History, rounds: int) -> str | None:
 
 
 def no_gain(history: History, patience: int) -> str | None:
-    """The last `patience` rounds did not beat the best held-out accuracy before them. Without held-out gold: never."""
-    scores = [result.holdout.accuracy for result in history if result.holdout is not None]
+    """The last `patience` rounds did not beat the best held-out score before them. Without held-out gold: never."""
+    scores = [result.holdout.score for result in history if result.holdout is not None]
     if len(scores) <= patience:
         return None
     best = max(scores[:-patience])

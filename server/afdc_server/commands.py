@@ -26,6 +26,7 @@ from afdc.task import Example, Task
 from afdc_pipeline import metrics, scoring
 from afdc_pipeline.batches import batched
 from afdc_pipeline.seams import Engine, FloatArray, Progress, StageKey
+from afdc_server.answering import Answerer
 from afdc_server.packaged import PACKAGED_NAME
 
 BATCH_TEXTS = 512
@@ -57,9 +58,17 @@ class OpenLabeller:
     served: str | None = None
     temperature: float = 1.0
     prior: tuple[float, ...] = ()
+    max_model_len: int = 2048
+
+    @property
+    def answerer(self) -> Answerer:
+        """The same for an open task."""
+        return Answerer(self.engine, self.task, self.served, self.max_model_len)
 
     async def read(self, texts: list[str]) -> list[dict[str, Any]]:
-        """One record a text: label_logprobs, probs, label and confidence, or error."""
+        """One record a text: label_logprobs, probs, label and confidence, or error; for an open task see `Answerer`."""
+        if self.task.is_open:
+            return await self.answerer.read(texts)
         scores = await self.engine.score(texts, self.task, self.served)
         probs = self.calibrated(scores.logprobs)
         return [
@@ -102,9 +111,15 @@ async def score(who: Labeller, source: Path, output: Path, progress: Progress) -
 
     Raises:
         InputError: a line that cannot be read. ModelError, AdapterError, EngineError: nothing can be scored.
-        UsageError, StorageError: `output` cannot be written, found before an engine starts.
+        UsageError, StorageError: `output` cannot be written, or the task has no labels; found before an engine starts.
     """
     check_target(output)
+    task = locate(who).task
+    if task is not None and task.is_open:
+        raise UsageError(
+            "score writes the log-probabilities of labels, and this task is open: it has none",
+            remedy="afdc predict answers texts, and afdc eval compares answers with gold ones",
+        )
     total = sum(1 for _ in iter_texts(source))  # finds every fault of the file before an engine starts
     async with open_labeller(who, progress) as labeller:
         return await score_texts(labeller, (text for _, text in iter_texts(source)), output, progress, total)
@@ -147,6 +162,8 @@ async def evaluate(who: Labeller, source: Path, progress: Progress) -> EvalRepor
 async def evaluate_examples(labeller: OpenLabeller, examples: Sequence[Example], progress: Progress) -> EvalReport:
     """`evaluate` with a labeller that is open already."""
     progress.stage(StageKey(0, "eval"), "score examples", len(examples))
+    if labeller.task.is_open:
+        return await labeller.answerer.evaluate(examples)
     parts: list[FloatArray] = []
     rejected = 0
     for batch in batched((example.text for example in examples), BATCH_TEXTS):
@@ -192,7 +209,7 @@ async def open_labeller(who: Labeller, progress: Progress) -> AsyncIterator[Open
         progress.note(f"{info.model} on {info.device}, {info.dtype}")
         if who.adapter:
             manifest = await engine.load_adapter(who.adapter)
-        yield _opened(engine, who, manifest)
+        yield _opened(engine, who, manifest, info.max_model_len)
     finally:
         await engine.close()
 
@@ -241,9 +258,9 @@ def _engine_config(config: EngineConfig, manifest: AdapterManifest | None) -> En
     return config.model_copy(update={"max_lora_rank": manifest.rank}) if manifest else config
 
 
-def _opened(engine: Engine, who: Labeller, manifest: AdapterManifest | None) -> OpenLabeller:
+def _opened(engine: Engine, who: Labeller, manifest: AdapterManifest | None, max_model_len: int) -> OpenLabeller:
     assert who.task is not None  # noqa: S101 - `locate` settled it; this tells the type checker
     if manifest is None:
-        return OpenLabeller(engine, who.task)
+        return OpenLabeller(engine, who.task, max_model_len=max_model_len)
     prior = manifest.prior if who.task.names == manifest.task.names else ()
-    return OpenLabeller(engine, who.task, manifest.name, manifest.temperature, prior)
+    return OpenLabeller(engine, who.task, manifest.name, manifest.temperature, prior, max_model_len)

@@ -106,7 +106,14 @@ class FakeBackend:
             self.world.hang_at_step = 0
             await asyncio.Event().wait()
 
-    async def draw(self, prompt: Sequence[int], n: int, sampling: Sampling, adapter: AdapterSlot | None) -> DrawAnswer:
+    async def draw(
+        self,
+        prompt: Sequence[int],
+        n: int,
+        sampling: Sampling,
+        adapter: AdapterSlot | None,
+        ends: Sequence[int] = (),
+    ) -> DrawAnswer:
         await self.read(prompt, [1], adapter)
         return DrawAnswer(tuple(Completion(f"draw {i}", 2, True) for i in range(n)), 0)
 

@@ -38,13 +38,29 @@ class FakeEngine:
     async def close(self) -> None:
         self.adapters.clear()
 
-    async def generate(self, requests: Sequence[GenerateRequest]) -> AsyncIterator[Generated]:
+    async def generate(self, requests: Sequence[GenerateRequest], task: Task | None = None) -> AsyncIterator[Generated]:
         for request in requests:
-            self._call(f"generate:{request.id}")
+            self._call(f"{'answer' if task else 'generate'}:{request.id}")
+            assert request.adapter is None or request.adapter in self.adapters, f"{request.adapter} is not loaded"
+            if task and "POISON" in str(request.prompt):
+                yield Generated(request.id, error="poisoned")
+                continue
+            if task:
+                yield Generated(request.id, tuple(self._answer(request, draw) for draw in range(request.n)))
+                continue
             completions = tuple(self._complete(request, draw) for draw in range(request.n))
             self._tokens[0] += 10
             self._tokens[1] += sum(c.tokens for c in completions)
             yield Generated(request.id, completions)
+
+    def _answer(self, request: GenerateRequest, draw: int) -> Completion:
+        """The longest word of the text; a sampled draw sometimes says another one, a model without adapter often."""
+        rng = stable_rng(request.prompt, request.sampling.seed, request.adapter or "", draw)
+        words = sorted(str(request.prompt).split(), key=lambda word: (-len(word), word))
+        is_wrong = rng.random() < (0.2 if request.adapter else 0.6) * bool(request.sampling.temperature)
+        text = str(rng.choice(words)) if is_wrong else words[0]
+        self._tokens[1] += 2
+        return Completion(text, tokens=2, finished=rng.random() > 0.05, mean_logprob=-0.5 if is_wrong else -0.1)
 
     def _complete(self, request: GenerateRequest, draw: int) -> Completion:
         rng = stable_rng(request.id, request.sampling.seed, draw)

@@ -92,7 +92,7 @@ def make_job(
     engine, trainer = engine or FakeEngine(), trainer or FakeTrainer()
     ledger = SqlLedger(open_sqlite(layout.ledger), "job-test")
     ctx = JobContext(
-        inputs=JobInputs(job="job-test", task=TASK, **{"seeds": make_seeds(), **inputs}),
+        inputs=JobInputs(job="job-test", **{"task": TASK, "seeds": make_seeds(), **inputs}),
         config=config,
         layout=layout,
         engine=engine,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -27,17 +28,17 @@ def weights_of(result: TrainResult) -> bytes:
     return (result.adapter / WEIGHTS_FILE).read_bytes()
 
 
-def peft_logprobs(job: TrainJob, folder: Path, text: str) -> list[float]:
-    """Label scores in plain transformers and PEFT, one teacher-forced sequence a label."""
+def peft_logprobs(job: TrainJob, folder: Path, text: str, paths: Sequence[tuple[int, ...]] = ()) -> list[float]:
+    """Label scores, or those of `paths`, in plain transformers and PEFT: one teacher-forced sequence each."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    codec = codec_of(job.model)
+    codec = codec_of(job.model, job.task)
     model = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32), folder
     ).eval()
     scores = []
-    for ids in codec.scored_ids:
+    for ids in paths or codec.scored_ids:
         prompt = codec.prompt_ids(text)
         with torch.no_grad():
             logprobs = model(input_ids=torch.tensor([[*prompt, *ids]])).logits[0].log_softmax(-1)

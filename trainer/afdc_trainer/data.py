@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from afdc.errors import InputError
 from afdc.prompting import PromptCodec
+from afdc.task import Task
 from afdc.training import TrainJob, TrainRow, inputs_digest
 
 MIN_TARGET = 0.02
@@ -70,17 +71,21 @@ def _parse_row(job: TrainJob, line: int, text: str) -> TrainRow:
         row = TrainRow.model_validate_json(text)
     except ValidationError as exc:
         raise InputError(f"not a training row: {exc}", path=str(job.rows), line=line) from exc
-    wrong = [label for label in row.targets if not 0 <= label < len(job.task.labels)]
-    total = sum(row.targets.values())
-    if wrong or min(row.targets.values()) < 0 or not 0 < total < math.inf:
-        raise InputError(
-            f"targets {row.targets} are no distribution over {len(job.task.labels)} labels",
-            path=str(job.rows),
-            line=line,
-        )
-    if not math.isfinite(row.weight):
-        raise InputError(f"the weight is {row.weight}", path=str(job.rows), line=line)
+    problem = _row_problem(row, job.task)
+    if problem:
+        raise InputError(problem, path=str(job.rows), line=line)
     return row
+
+
+def _row_problem(row: TrainRow, task: Task) -> str | None:
+    """Why a row cannot be trained on, or None."""
+    if task.is_open != (row.completion is not None):
+        return f"a row of this task needs {'a completion' if task.is_open else 'targets'}"
+    wrong = [label for label in row.targets if not 0 <= label < len(task.names)]
+    total = sum(row.targets.values(), start=float(task.is_open))
+    if wrong or min(row.targets.values(), default=0) < 0 or not 0 < total < math.inf:
+        return f"targets {row.targets} are no distribution over {len(task.names)} labels"
+    return None if math.isfinite(row.weight) else f"the weight is {row.weight}"
 
 
 def hard_targets(targets: dict[int, float]) -> dict[int, float]:
@@ -93,23 +98,27 @@ def hard_targets(targets: dict[int, float]) -> dict[int, float]:
 
 
 def encode_row(codec: PromptCodec, row: TrainRow, max_tokens: int) -> Example:
-    """Ids of a row. A label's loss is the mean over its tokens and the terminator, so a long label counts no more.
+    """Ids of a row. A completion's loss is the mean over its tokens and the terminator, so a long one counts no more.
 
     Raises:
-        InputError: prompt and longest label exceed `max_tokens`.
+        InputError: prompt and longest completion exceed `max_tokens`.
     """
     prompt = (*codec.text_ids(row.text), *codec.suffix_ids)
-    branches = []
-    for label, share in hard_targets(row.targets).items():
-        ids = tuple(codec.completion_ids(label))
-        branches.append(Branch(ids, row.weight * share / len(ids)))
+    branches = [Branch(ids, row.weight * share / len(ids)) for ids, share in _completions(codec, row)]
     have = len(codec.prefix_ids) + len(prompt) + max(len(branch.ids) for branch in branches)
     if have > max_tokens:
         raise InputError(
-            f"the text {row.text[:60]!r} needs {have} tokens with its label and {max_tokens} fit",
+            f"the text {row.text[:60]!r} needs {have} tokens with its label or answer and {max_tokens} fit",
             remedy="Shorten it or raise engine.max_model_len",
         )
     return Example(prompt, tuple(branches))
+
+
+def _completions(codec: PromptCodec, row: TrainRow) -> list[tuple[tuple[int, ...], float]]:
+    """Ids of each completion trained on, and its share of the row."""
+    if row.completion is not None:
+        return [(tuple(codec.answer_ids(row.completion)), 1.0)]
+    return [(tuple(codec.completion_ids(label)), share) for label, share in hard_targets(row.targets).items()]
 
 
 def schedule(rows: Sequence[TrainRow], job: TrainJob) -> list[list[int]]:

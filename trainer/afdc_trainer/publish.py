@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,34 @@ def label_logprobs(model: Any, codec: PromptCodec, texts: Sequence[str], budget:
 
     `budget` bounds the tokens of one forward pass. Returns one tuple a text, in label order.
     """
-    branches = tuple(Branch(ids, 0.0) for ids in codec.scored_ids)
-    examples = [Example((*codec.text_ids(text), *codec.suffix_ids), branches) for text in texts]
+    return _logprobs(model, codec, [(text, codec.scored_ids) for text in texts], budget)
+
+
+def read_probes(
+    model: Any, codec: PromptCodec, texts: Sequence[str], answers: Mapping[str, str], budget: int
+) -> tuple[Probe, ...]:
+    """The log-probs that the swap compares; `answers` holds the answer of each text of an open task."""
+    probes = [Probe(text=text, answer=answers.get(text), logprobs=()) for text in texts]
+    scores = _logprobs(model, codec, [(probe.text, probe.scored_ids(codec)) for probe in probes], budget)
+    return tuple(probe.model_copy(update={"logprobs": row}) for probe, row in zip(probes, scores, strict=True))
+
+
+def _logprobs(
+    model: Any, codec: PromptCodec, asked: Sequence[tuple[str, Sequence[tuple[int, ...]]]], budget: int
+) -> list[tuple[float, ...]]:
+    """log P of each path after its text; every text has as many paths as the others."""
+    examples = [
+        Example((*codec.text_ids(text), *codec.suffix_ids), tuple(Branch(ids, 0.0) for ids in paths))
+        for text, paths in asked
+    ]
     rows: list[tuple[float, ...]] = []
     for group in split_examples(len(codec.prefix_ids), examples, budget) if examples else []:
         pack = build_pack(codec.prefix_ids, group)
         with torch.no_grad():
             logprobs = predictions(model, pack).cpu()
         each = logprobs[torch.from_numpy(pack.at), torch.from_numpy(pack.targets)]
-        sums = torch.zeros(len(group) * len(branches)).index_add_(0, torch.from_numpy(pack.branch), each)
+        count = sum(len(example.branches) for example in group)
+        sums = torch.zeros(count).index_add_(0, torch.from_numpy(pack.branch), each)
         rows += [tuple(row) for row in sums.view(len(group), -1).tolist()]
     return rows
 
@@ -75,7 +94,9 @@ def publish(job: TrainJob, weights: LoraWeights, probes: Sequence[Probe], probe_
     shutil.rmtree(temporary, ignore_errors=True)
     write_bytes(temporary / WEIGHTS_FILE, data)
     write_bytes(temporary / CONFIG_FILE, config)
-    write_bytes(temporary / MANIFEST_FILE, manifest.model_dump_json(indent=2).encode())
+    # With labels it is written as ever, without the answers that its probes lack; "labels": null has to be said.
+    text = manifest.model_dump_json(indent=2, exclude_none=not job.task.is_open)
+    write_bytes(temporary / MANIFEST_FILE, text.encode())
     aside = publish_adapter(temporary, job.adapters / name)
     if aside is not None:
         print(f"warning: {job.adapters / name} was damaged and lies in {aside} now; published again", file=sys.stderr)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from afdc.adapter import WEIGHTS_FILE, Probe, verify_adapter
+from afdc.adapter import WEIGHTS_FILE, verify_adapter
 from afdc.errors import ModelError
 from afdc.prompting import PromptCodec
 from afdc.training import TrainJob, TrainResult
@@ -53,8 +53,8 @@ def fit(job: TrainJob) -> TrainResult:
     trace, resumed = Fit(job, language_model, weights, codec.prefix_ids, examples, steps, ranks).run()
     folder = None
     if ranks.first:
-        scores = publish.label_logprobs(language_model.eval(), codec, job.probes, PROBE_BUDGET)
-        probes = [Probe(text=text, logprobs=row) for text, row in zip(job.probes, scores, strict=True)]
+        answers = {row.text: row.completion for row in rows if row.gold and row.completion is not None}
+        probes = publish.read_probes(language_model.eval(), codec, job.probes, answers, PROBE_BUDGET)
         dtype = str(language_model.dtype).removeprefix("torch.")
         folder = publish.publish(job, weights, probes, dtype)
         drop_checkpoints(job.work)

@@ -114,7 +114,8 @@ def _read_texts(texts: Sequence[str]) -> list[str]:
 def _plain_line(record: dict[str, Any]) -> str:
     if "error" in record:
         return f"\t\t{_one_line(record['text'])}\t{_one_line(record['error'])}\n"
-    return f"{_one_line(record['label'])}\t{record['confidence']:.4f}\t{_one_line(record['text'])}\n"
+    said = record["answer"] if "answer" in record else record["label"]
+    return f"{_one_line(said)}\t{record['confidence']:.4f}\t{_one_line(record['text'])}\n"
 
 
 def _one_line(text: str) -> str:

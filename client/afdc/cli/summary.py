@@ -13,20 +13,26 @@ from rich.text import Text
 
 from afdc.cli.output import duration, visible
 from afdc.layout import RunLayout
-from afdc.result import EvalReport, EvalSummary, Evaluation, RoundResult, RunResult
+from afdc.result import EvalReport, EvalSummary, Evaluation, RoundResult, RunResult, TokenF1
 
 BAR_WIDTH = 30
 TOP_REASONS = 5
 TOP_LABELS = 8
+SHOWN_ANSWER = 2000  # characters
 
 
 def print_result(console: Console, result: RunResult, out: Path) -> None:
     """The summary of a finished run."""
     took = duration(result.usage.wall_seconds)
-    title = f"{result.job}: {result.model}, {len(result.labels)} labels, {result.seeds} seeds, {took}"
+    answers = f"{len(result.labels)} labels" if result.labels else "free answers"
+    title = f"{result.job}: {result.model}, {answers}, {result.seeds} seeds, {took}"
     console.print()
     console.print(Text(visible(title), style="bold"))
-    _print_accuracy(console, result.eval)
+    if result.eval.token_f1 is None:
+        _print_accuracy(console, "Accuracy", result.eval, result.eval.n)
+    else:
+        _print_accuracy(console, "Exact match", result.eval, result.eval.n)
+        _print_accuracy(console, "Token F1", result.eval.token_f1, result.eval.n)
     _print_rows(console, result)
     if result.rounds:
         console.print()
@@ -39,11 +45,11 @@ def print_result(console: Console, result: RunResult, out: Path) -> None:
     _print_places(console, result, RunLayout(out))
 
 
-def _print_accuracy(console: Console, evaluation: EvalSummary) -> None:
+def _print_accuracy(console: Console, metric: str, evaluation: EvalSummary | TokenF1, count: int) -> None:
     rows = [("base model", evaluation.base), ("seeds only", evaluation.seeds_only), ("final", evaluation.final)]
     if all(value is None for _, value in rows):
         return
-    console.print(f"\nAccuracy on {evaluation.n} gold texts")
+    console.print(f"\n{metric} on {count} gold texts")
     for name, value in rows:
         if value is not None:
             gain = _gain(evaluation) if name == "final" else ""
@@ -51,7 +57,7 @@ def _print_accuracy(console: Console, evaluation: EvalSummary) -> None:
             console.print(Text.assemble(f"  {name:<11}", (f"{value:7.1%}  ", style), (bar(value), "cyan"), gain))
 
 
-def _gain(evaluation: EvalSummary) -> str:
+def _gain(evaluation: EvalSummary | TokenF1) -> str:
     if evaluation.final is None or evaluation.seeds_only is None:
         return ""
     return f"  {100 * (evaluation.final - evaluation.seeds_only):+.1f} points over seeds only"
@@ -149,6 +155,10 @@ def print_prediction(console: Console, record: Mapping[str, Any]) -> None:
     if "error" in record:
         console.print(Text(f"  cannot be scored: {visible(record['error'], 300)}", style="red"))
         return
+    if "answer" in record:
+        answer = visible(record["answer"], SHOWN_ANSWER)
+        console.print(Text.assemble((f"  {answer}", "bold green"), f"  {record['confidence']:.1%}"))
+        return
     ordered = sorted(record["probs"].items(), key=lambda item: -item[1])[:TOP_LABELS]
     widest = max(cell_len(visible(name, 40)) for name, _ in ordered)
     names = [set_cell_size(visible(name, 40), min(40, widest)) for name, _ in ordered]
@@ -164,12 +174,16 @@ def print_evaluation(console: Console, report: EvalReport) -> None:
     """Numbers, then the table by label."""
     low, high = report.interval
     console.print(Text(f"{visible(report.model)} on {report.n} gold texts", style="bold"))
-    console.print(f"  accuracy           {report.accuracy:6.1%}   95 % interval {low:.1%} to {high:.1%}")
-    for name, value in (("macro-F1", report.macro_f1), ("calibration error", report.ece)):
+    name = "accuracy" if report.token_f1 is None else "exact match"
+    console.print(f"  {name:<18} {report.accuracy:6.1%}   95 % interval {low:.1%} to {high:.1%}")
+    others = (("token F1", report.token_f1), ("macro-F1", report.macro_f1), ("calibration error", report.ece))
+    for name, value in others:
         if value is not None:
             console.print(f"  {name:<18} {value:6.1%}")
     if report.errors:
         console.print(Text(f"  {report.errors} texts could not be scored and count as wrong", style="red"))
+    if not report.labels:
+        return
     table = Table(box=None, header_style="bold")
     for name in ("label", "precision", "recall", "F1", "gold", "predicted"):
         table.add_column(name, justify="left" if name == "label" else "right")

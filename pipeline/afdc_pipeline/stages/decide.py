@@ -67,7 +67,7 @@ async def decide(
     async def body(run: StageRun) -> dict[str, Any]:
         view = LabelView(ctx, pool, scores)
         columns = view.columns()
-        chosen = select(columns, ctx.config.select, len(ctx.task.labels), view.features)
+        chosen = select(columns, ctx.config.select, len(ctx.task.names), lambda rows: pool_features(pool, rows))
         old = None if previous is None else _stored_labels(ctx, previous.key, pool.size)
         _write(run, view, columns, chosen)
         return _summary(ctx, columns, chosen, old, view.agreement)
@@ -116,17 +116,6 @@ class LabelView:
         """One number a row and measure, for the whole pool."""
         parts = [self._chunk_columns(chunk) for chunk in self.pool.chunks()]
         return Columns.concat(parts or [Columns.from_probs(np.empty((0, len(self._labels))), [], [], [])])
-
-    def features(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Character n-gram features [len(rows), d] of the texts at these positions of the pool, read when asked for."""
-        wanted = set(rows.tolist())
-        texts: dict[int, str] = {}
-        for chunk in self.pool.chunks():
-            here = wanted.intersection(range(chunk.start, chunk.start + chunk.size))
-            if here:
-                candidates = self.pool.read(chunk)
-                texts.update({row: candidates[row - chunk.start].text for row in here})
-        return hashed_features([texts[row] for row in rows.tolist()])
 
     def _chunk_columns(self, chunk: PoolChunk) -> Columns:
         candidates = self.pool.read(chunk)
@@ -190,6 +179,18 @@ class LabelView:
             yield self._mean(chunk)[self._written_for(chunk) >= 0]
 
 
+def pool_features(pool: Pool, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Character n-gram features [len(rows), d] of the texts at these positions of the pool, read when asked for."""
+    wanted = set(rows.tolist())
+    texts: dict[int, str] = {}
+    for chunk in pool.chunks():
+        here = wanted.intersection(range(chunk.start, chunk.start + chunk.size))
+        if here:
+            candidates = pool.read(chunk)
+            texts.update({row: candidates[row - chunk.start].text for row in here})
+    return hashed_features([texts[row] for row in rows.tolist()])
+
+
 def map_scratch(folder: Path, shape: tuple[int, int]) -> NDArray[np.float32]:
     """A float32 array in an unnamed file, its space reserved: a disk that is full says so now and not by a signal.
 
@@ -234,7 +235,7 @@ def _summary(
     ctx: JobContext, columns: Columns, chosen: Selection, old: NDArray[np.int32] | None, agreement: float | None
 ) -> dict[str, Any]:
     scored = ~columns.rejected
-    counts = np.bincount(columns.label[chosen.keep], minlength=len(ctx.task.labels))
+    counts = np.bincount(columns.label[chosen.keep], minlength=len(ctx.task.names))
     return {
         "selected": int(chosen.keep.sum()),
         "per_label": dict(zip(ctx.task.names, counts.tolist(), strict=True)),

@@ -41,10 +41,10 @@ async def evaluate(
                 texts = [text for text, _ in examples[start : start + CHUNK_TEXTS]]
                 rows = score_rows(await ctx.engine.score(texts, ctx.task, scorer.adapter))
                 run.put(index, rows)
-            parts.append(read_logprobs(rows, len(ctx.task.labels)))
+            parts.append(read_logprobs(rows, len(ctx.task.names)))
         summary = summarise(ctx, examples, np.concatenate(parts))
         ctx.progress.advance(0, accuracy=summary.accuracy)
-        return summary.model_dump()
+        return summary.model_dump(exclude={"token_f1"})
 
     inputs = {"examples": [list(example) for example in examples], "scorer": scorer.served}
     title = f"{what}: {'base model' if scorer.adapter is None else scorer.name}"
@@ -60,7 +60,7 @@ def eval_key(round: int, what: str, scorer: Scorer) -> StageKey:
 def stored_logprobs(ctx: JobContext, key: StageKey) -> FloatArray:
     """Log-probs [n, n_labels] that an evaluation stored."""
     rows = [row for record in ctx.ledger.chunks(key) for row in ctx.store.get(record.ref)]
-    return read_logprobs(rows, len(ctx.task.labels))
+    return read_logprobs(rows, len(ctx.task.names))
 
 
 def summarise(ctx: JobContext, examples: Sequence[tuple[str, str]], logprobs: FloatArray) -> Evaluation:

@@ -77,7 +77,7 @@ def write_rows(path: Path, rows: Iterable[TrainRow]) -> int:
     count = 0
     with atomic_writer(path) as stream:
         for row in rows:
-            stream.write(row.model_dump_json().encode() + b"\n")
+            stream.write(row.to_line())
             count += 1
     return count
 
@@ -117,7 +117,7 @@ def _job(
 
 
 def _probes(ctx: JobContext) -> list[str]:
-    """The first seed of each label, some labels at most: the trainer reports their scores and the swap compares."""
+    """The first seed of each label or answer, some at most: the trainer reports their scores and the swap compares."""
     first = {seed.label: seed.text for seed in reversed(ctx.inputs.training_seeds)}
     return list(first.values())[:MAX_PROBES]
 
@@ -125,14 +125,19 @@ def _probes(ctx: JobContext) -> list[str]:
 def _seed_rows(ctx: JobContext) -> Iterator[TrainRow]:
     names = ctx.task.names
     for seed in ctx.inputs.training_seeds:
-        yield TrainRow(text=seed.text, targets={names.index(seed.label): 1.0}, gold=True)
+        if ctx.task.is_open:
+            yield TrainRow(text=seed.text, completion=seed.label, gold=True)
+        else:
+            yield TrainRow(text=seed.text, targets={names.index(seed.label): 1.0}, gold=True)
 
 
 def _round_rows(ctx: JobContext, pool: Pool, decisions: Decisions) -> Iterator[TrainRow]:
     yield from _seed_rows(ctx)
     soft = ctx.config.select.soft_targets
     for candidate, row in decided_rows(ctx, pool, decisions.key):
-        if row["keep"]:
+        if row["keep"] and ctx.task.is_open:
+            yield TrainRow(text=candidate.text, completion=row["answer"], weight=row["weight"])
+        elif row["keep"]:
             targets = dict(enumerate(row["distribution"])) if soft else {row["label"]: 1.0}
             yield TrainRow(text=candidate.text, targets=targets, weight=row["weight"])
 

@@ -15,7 +15,7 @@ async def end_of_growth(ctx: JobContext, round: int, standing: growth.Standing) 
     """Why no further augment round is drawn, or "" to draw one."""
     ceiling = growth.row_ceiling(
         ctx.config.select,
-        len(ctx.task.labels),
+        max(len(ctx.task.names), 1),
         len(ctx.inputs.training_seeds),
         unlabeled=ctx.inputs.unlabeled is not None,
     )

@@ -54,7 +54,7 @@ async def score_pool(
 
     total = sum(chunk.size for chunk in chunks)
     inputs = {"pool": pool.digest, "scorer": scorer.served, "engine": [ctx.info.device, ctx.info.dtype]}
-    await run_stage(ctx, key, inputs, body, title=f"relabel D1 with {_title(scorer)}", total=total)
+    await run_stage(ctx, key, inputs, body, title=f"relabel D1 with {title_of(scorer)}", total=total)
     return key
 
 
@@ -81,5 +81,6 @@ async def _score_chunk(ctx: JobContext, run: StageRun, pool: Pool, chunk: PoolCh
     run.put(chunk.index, score_rows(scores), rejected=len(scores.errors))
 
 
-def _title(scorer: Scorer) -> str:
+def title_of(scorer: Scorer) -> str:
+    """What the progress display calls a scorer."""
     return "the base model" if scorer.adapter is None else f"adapter {scorer.name}"

@@ -49,8 +49,15 @@ class Backend(Protocol):
     async def read(self, prompt: Sequence[int], ids: Sequence[int], adapter: AdapterSlot | None) -> ReadAnswer: ...
 
     async def draw(
-        self, prompt: Sequence[int], n: int, sampling: Sampling, adapter: AdapterSlot | None
-    ) -> DrawAnswer: ...
+        self,
+        prompt: Sequence[int],
+        n: int,
+        sampling: Sampling,
+        adapter: AdapterSlot | None,
+        ends: Sequence[int] = (),
+    ) -> DrawAnswer:
+        """n continuations. `ends`: ids that end one, beside those that the model itself names."""
+        ...
 
     async def add_adapter(self, adapter: AdapterSlot) -> None: ...
 

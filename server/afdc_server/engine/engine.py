@@ -83,19 +83,22 @@ class SupervisedEngine:
             restarts=self._supervisor.restarts,
         )
 
-    async def generate(self, requests: Sequence[GenerateRequest]) -> AsyncGenerator[Generated, None]:
+    async def generate(
+        self, requests: Sequence[GenerateRequest], task: Task | None = None
+    ) -> AsyncGenerator[Generated, None]:
         """See `Engine.generate`. Raises AdapterError at once when a request names an adapter that is not loaded.
 
         Its adapters are held until the last request is done, so that an unload waits for the whole batch. When an
         engine that was restarted refuses one of them, the other requests are answered before AdapterError rises.
         """
+        codec = self._plan(task)[0] if task else None
         left = len(requests)
         lost: AdapterError | None = None
         with ExitStack() as held:
             slots = {name: held.enter_context(self._adapters.use(name)) for name in {r.adapter for r in requests}}
             jobs = ((max(1, request.n), request) for request in requests)
             async with aclosing(
-                finish_bounded(self._limit, jobs, lambda r: self._generate_one(r, slots[r.adapter]))
+                finish_bounded(self._limit, jobs, lambda r: self._generate_one(r, slots[r.adapter], codec))
             ) as done:
                 async for generated in done:
                     left -= 1
@@ -108,10 +111,13 @@ class SupervisedEngine:
         if lost is not None:
             raise lost
 
-    async def _generate_one(self, request: GenerateRequest, slot: AdapterSlot | None) -> Generated | AdapterError:
+    async def _generate_one(
+        self, request: GenerateRequest, slot: AdapterSlot | None, codec: PromptCodec | None
+    ) -> Generated | AdapterError:
+        ends = (codec.terminator,) if codec else ()
         try:
-            prompt = self._encode(request)
-            answer = await self._run(slot, lambda b: b.draw(prompt, request.n, request.sampling, slot))
+            prompt = self._encode(request, codec)
+            answer = await self._run(slot, lambda b: b.draw(prompt, request.n, request.sampling, slot, ends))
         except (RequestRejectedError, InputError) as exc:
             return Generated(request.id, error=str(exc))
         except AdapterError as exc:
@@ -128,8 +134,10 @@ class SupervisedEngine:
 
         return await self._supervisor.run(checked)
 
-    def _encode(self, request: GenerateRequest) -> list[int]:
-        if isinstance(request.prompt, str):
+    def _encode(self, request: GenerateRequest, codec: PromptCodec | None) -> list[int]:
+        if codec and isinstance(request.prompt, str):
+            ids = codec.prompt_ids(request.prompt)
+        elif isinstance(request.prompt, str):
             ids = encode_continuation(self._tokenizer, request.prompt)
         else:
             ids = encode_chat(self._tokenizer, request.prompt)
@@ -145,7 +153,9 @@ class SupervisedEngine:
 
     async def _score(self, texts: Sequence[str], task: Task, slot: AdapterSlot | None) -> Scores:
         codec, trie = self._plan(task)
-        logprobs = np.full((len(texts), len(task.labels)), np.nan)
+        if trie is None:
+            raise InputError("the task is open: it has no labels to score", remedy="Sample its answers instead")
+        logprobs = np.full((len(texts), len(task.names)), np.nan)
         errors: dict[int, str] = {}
 
         async def score_one(index: int) -> int:
@@ -172,9 +182,9 @@ class SupervisedEngine:
         self._count(tokens, 0, sum(answer.cached_tokens for answer in answers))
         return trie.assemble([answer.logprobs for answer in answers])
 
-    def _make_plan(self, task: Task) -> tuple[PromptCodec, LabelTrie]:
+    def _make_plan(self, task: Task) -> tuple[PromptCodec, LabelTrie | None]:
         codec = PromptCodec(self._tokenizer, task)
-        return codec, LabelTrie.build(codec.scored_ids)
+        return codec, None if task.is_open else LabelTrie.build(codec.scored_ids)
 
     async def load_adapter(self, folder: Path) -> AdapterManifest:
         folder = folder.resolve()
@@ -214,8 +224,10 @@ class SupervisedEngine:
     async def _load_and_probe(self, backend: Backend, slot: AdapterSlot, manifest: AdapterManifest) -> FloatArray:
         codec, trie = self._plan(manifest.task)
         await backend.add_adapter(slot)
-        rows = [await self._read_labels(backend, codec.prompt_ids(probe.text), trie, slot) for probe in manifest.probes]
-        return np.array(rows).reshape(len(rows), len(manifest.task.labels))
+        tries = [trie or LabelTrie.build(probe.scored_ids(codec)) for probe in manifest.probes]
+        asked = zip(manifest.probes, tries, strict=True)
+        rows = [await self._read_labels(backend, codec.prompt_ids(probe.text), one, slot) for probe, one in asked]
+        return np.array(rows).reshape(len(rows), 1 if trie is None else len(manifest.task.names))
 
     async def unload_adapter(self, name: str) -> None:
         async with self._changing:

@@ -142,8 +142,15 @@ class VllmBackend:
             raise RequestRejectedError("the model's answer to this text is not a number (NaN logits)")
         return ReadAnswer(values, output.num_cached_tokens or 0)
 
-    async def draw(self, prompt: Sequence[int], n: int, sampling: Sampling, adapter: AdapterSlot | None) -> DrawAnswer:
-        output = await self._ask(prompt, _sampling_params(n, sampling), adapter)
+    async def draw(
+        self,
+        prompt: Sequence[int],
+        n: int,
+        sampling: Sampling,
+        adapter: AdapterSlot | None,
+        ends: Sequence[int] = (),
+    ) -> DrawAnswer:
+        output = await self._ask(prompt, _sampling_params(n, sampling, ends), adapter)
         ordered = sorted(output.outputs, key=lambda completion: completion.index)
         return DrawAnswer(tuple(map(_completion, ordered)), output.num_cached_tokens or 0)
 
@@ -216,7 +223,7 @@ def _lora_request(adapter: AdapterSlot) -> LoRARequest:
     return LoRARequest(lora_name=adapter.name, lora_int_id=adapter.number, lora_path=str(adapter.folder))
 
 
-def _sampling_params(n: int, sampling: Sampling) -> SamplingParams:
+def _sampling_params(n: int, sampling: Sampling, ends: Sequence[int]) -> SamplingParams:
     try:
         return SamplingParams(
             n=n,
@@ -225,6 +232,7 @@ def _sampling_params(n: int, sampling: Sampling) -> SamplingParams:
             max_tokens=sampling.max_tokens,
             seed=sampling.seed,
             stop=list(sampling.stop) or None,
+            stop_token_ids=list(ends) or None,
             output_kind=RequestOutputKind.FINAL_ONLY,
             logprobs=0,
         )

@@ -15,7 +15,7 @@ import yaml
 
 from afdc.config import RunConfig, config_hash
 from afdc.files import canonical_json, sha256_bytes
-from afdc.result import EvalSummary
+from afdc.result import EvalSummary, TokenF1
 from afdc.task import Task
 from afdc.version import afdc_version
 
@@ -119,11 +119,11 @@ def render_card(facts: CardFacts, counts: DataCounts) -> str:
     """The whole README.md: YAML front matter, then Markdown."""
     parts = [
         f"---\n{yaml.safe_dump(_front_matter(facts, counts), sort_keys=False, allow_unicode=True)}---",
-        f"# {escape_markdown(facts.title or 'Fine-tuning data for text classification')}",
+        f"# {escape_markdown(_title(facts))}",
         _what_it_is(facts, counts),
-        "## Load it\n\n" + _how_to_load(counts.rejected > 0),
+        "## Load it\n\n" + _how_to_load(counts.rejected > 0, is_open=facts.task.is_open),
         "## Contents\n\n" + _contents(counts),
-        "## Examples\n\n" + _samples(counts.samples),
+        "## Examples\n\n" + _samples(counts.samples, is_open=facts.task.is_open),
         "## How it was made\n\n" + _how_made(facts, counts),
         "## Limitations\n\n" + _limitations(facts),
         "## Licence\n\n" + _licence(facts),
@@ -144,8 +144,8 @@ def _front_matter(facts: CardFacts, counts: DataCounts) -> dict[str, Any]:
     ]
     configs[0]["default"] = True
     return {
-        "pretty_name": facts.title or "Fine-tuning data for text classification",
-        "task_categories": ["text-classification"],
+        "pretty_name": _title(facts),
+        "task_categories": ["text-generation" if facts.task.is_open else "text-classification"],
         "annotations_creators": ["machine-generated"],
         "size_categories": [next((name for limit, name in SIZE_STEPS if counts.rows < limit), "n>1M")],
         "tags": ["synthetic", "afdc"],
@@ -153,7 +153,17 @@ def _front_matter(facts: CardFacts, counts: DataCounts) -> dict[str, Any]:
     }
 
 
+def _title(facts: CardFacts) -> str:
+    return facts.title or f"Fine-tuning data for {'free answers' if facts.task.is_open else 'text classification'}"
+
+
 def _what_it_is(facts: CardFacts, counts: DataCounts) -> str:
+    if facts.task.is_open:
+        return (
+            f"{counts.rows:,} texts with an answer in free text, constructed by AFDC from "
+            f"{counts.per_source.get('seed', 0)} hand-written pairs. The task, word for word: "
+            f"{escape_markdown(facts.task.instruction)}"
+        )
     labels = ", ".join(escape_markdown(name) for name in facts.task.names[:20])
     more = f" and {len(facts.task.names) - 20} more" if len(facts.task.names) > 20 else ""
     return (
@@ -163,7 +173,7 @@ def _what_it_is(facts: CardFacts, counts: DataCounts) -> str:
     )
 
 
-def _how_to_load(has_rejected: bool) -> str:
+def _how_to_load(has_rejected: bool, *, is_open: bool) -> str:
     uses = [
         ("rows", "", "every row with its whole history"),
         ("chat", ', "messages"', "system, user and assistant turns, and a weight"),
@@ -173,14 +183,14 @@ def _how_to_load(has_rejected: bool) -> str:
     calls = [(f'{name} = load_dataset("PATH/OF/THIS/FOLDER"{config})', why) for name, config, why in uses]
     lines = [f"{call:<66} # {why}" for call, why in calls[: 4 if has_rejected else 3]]
     code = "\n".join(["```python", "from datasets import load_dataset", "", *lines, "```"])
+    if is_open:
+        return f"{code}\n\n`answer` is the completion; `agreement` is how far sampled answers agree with it, 0 to 1."
     return f"{code}\n\n`distribution` holds one probability a label, in the order of `labels` in `manifest.json`."
 
 
 def _contents(counts: DataCounts) -> str:
-    blocks = [
-        _table(("label", "rows"), counts.per_label.items()),
-        _table(("source", "rows"), counts.per_source.items()),
-    ]
+    blocks = [_table(("label", "rows"), counts.per_label.items())] if counts.per_label else []
+    blocks.append(_table(("source", "rows"), counts.per_source.items()))
     if counts.reasons:
         blocks += [
             f"{counts.rejected:,} rows are in `rejected`:",
@@ -189,10 +199,10 @@ def _contents(counts: DataCounts) -> str:
     return "\n\n".join(blocks)
 
 
-def _samples(samples: Sequence[Mapping[str, Any]]) -> str:
+def _samples(samples: Sequence[Mapping[str, Any]], *, is_open: bool) -> str:
     if not samples:
         return "All rows are seeds."
-    lines = ["| text | label | confidence |", "|---|---|---:|"]
+    lines = [f"| text | {'answer' if is_open else 'label'} | confidence |", "|---|---|---:|"]
     for row in samples:
         text = row["text"] if len(row["text"]) <= SAMPLE_CHARS else row["text"][: SAMPLE_CHARS - 1] + "…"
         confidence = "" if row["confidence"] is None else f"{row['confidence']:.2f}"
@@ -206,7 +216,7 @@ def _how_made(facts: CardFacts, counts: DataCounts) -> str:
     steps = [
         f"1. {model} wrote {config.augment.variants} variants of each seed in {config.augment.rounds} round(s); exact "
         "and near-duplicates, malformed texts and anything close to the evaluation set were removed.",
-        "2. Each text was scored: the probability of every label's whole token sequence, normalised over the labels.",
+        f"2. {_how_judged(facts)}",
         f"3. Rows were selected by the strategy `{config.select.strategy}` with threshold {config.select.threshold}.",
         f"4. A LoRA adapter was trained on them and relabelled them, {config.loop.rounds} round(s) at most. "
         + (f"The adapter handed out is {escape_markdown(facts.adapter)}." if facts.adapter else "No adapter was kept."),
@@ -216,26 +226,39 @@ def _how_made(facts: CardFacts, counts: DataCounts) -> str:
         "`job.yaml` and `task.json` hold every setting; `manifest.json` the hash of every file.",
     ]
     if facts.eval.final is not None:
-        blocks.append(_accuracies(facts.eval))
+        blocks.append(_accuracies(facts.eval, "exact match" if facts.task.is_open else "accuracy"))
+    if facts.eval.token_f1 is not None:
+        blocks.append(_accuracies(facts.eval, "token F1", facts.eval.token_f1))
     if facts.dropped:
         ordered = sorted(_readable(facts.dropped), key=lambda item: (-item[1], item[0]))
         blocks.append(_table(("generated texts dropped before scoring", "texts"), ordered))
     return "\n\n".join(blocks)
 
 
-def _accuracies(evaluation: EvalSummary) -> str:
-    named = [("base model", evaluation.base), ("seeds only", evaluation.seeds_only), ("final", evaluation.final)]
+def _how_judged(facts: CardFacts) -> str:
+    if facts.task.is_open:
+        return (
+            f"Each text was answered {facts.config.answer.samples} times by every labeller. The answer of the row is "
+            "the one that agrees most with the others; its confidence is that agreement times its probability a token."
+        )
+    return "Each text was scored: the probability of every label's whole token sequence, normalised over the labels."
+
+
+def _accuracies(evaluation: EvalSummary, metric: str, values: EvalSummary | TokenF1 | None = None) -> str:
+    shown = values or evaluation
+    named = [("base model", shown.base), ("seeds only", shown.seeds_only), ("final", shown.final)]
     rows = [(name, "" if value is None else f"{100 * value:.1f} %") for name, value in named]
-    return _table((f"accuracy on {evaluation.n} gold examples", ""), rows)
+    return _table((f"{metric} on {evaluation.n} gold examples", ""), rows)
 
 
 def _limitations(facts: CardFacts) -> str:
     model = escape_markdown(facts.model)
+    answers = "answers" if facts.task.is_open else "labels"
     return (
         f"- Rows with source `generated` were written by {model}; they carry its errors, biases and style, and may "
         "state things that are false.\n"
-        "- Their labels are the model's own. `confidence` is its opinion and not a measured accuracy: check a sample "
-        "of each label before you rely on it.\n"
+        f"- Their {answers} are the model's own. `confidence` is its opinion and not a measured accuracy: check a "
+        f"sample {'' if facts.task.is_open else 'of each label '}before you rely on it.\n"
         "- The seeds set the range: a kind of text that no seed shows is probably missing.\n"
         "- Generated text may repeat private details that stand in the seeds."
     )

@@ -21,7 +21,7 @@ from afdc.errors import ConflictError, StorageError
 from afdc.files import canonical_json, publish_folder, sha256_file, write_bytes, write_json
 from afdc_pipeline.batches import batched
 from afdc_server.export.card import CardFacts, DataCounts, job_yaml, render_card, task_json
-from afdc_server.export.schema import REJECTED_SHAPE, Row, Shape, audit_row, to_table, training_shapes
+from afdc_server.export.schema import Row, Shape, rejected_shape, to_table, training_shapes
 
 MANIFEST_FILE = "manifest.json"
 CARD_FILE = "README.md"
@@ -50,6 +50,7 @@ class DatasetSummary:
 class _Tally:
     """Counts and content hash of one stream of rows, updated as they pass."""
 
+    is_open: bool = False  # answers are not counted: nearly every row has its own
     rows: int = 0
     per_label: Counter[str] = field(default_factory=Counter)
     per_source: Counter[str] = field(default_factory=Counter)
@@ -57,12 +58,14 @@ class _Tally:
     samples: list[Row] = field(default_factory=list)
     digest: Any = field(default_factory=hashlib.sha256)
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Row, shape: Shape) -> None:
+        """Count a row; `shape` holds all that it says."""
         self.rows += 1
-        self.per_label[str(row["label"])] += 1
+        if not self.is_open:
+            self.per_label[str(row["label"])] += 1
         self.per_source[str(row["source"])] += 1
         self.reasons[str(row["reason"])] += 1
-        self.digest.update(canonical_json(audit_row(row)) + b"\n")
+        self.digest.update(canonical_json(shape.convert(row)) + b"\n")
         if len(self.samples) < SAMPLE_ROWS and row["source"] != "seed":
             self._sample(row)
 
@@ -92,9 +95,9 @@ def write_dataset(folder: Path, rows: Iterable[Row], rejected: Iterable[Row], fa
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        kept, left = _Tally(), _Tally()
+        kept, left = _Tally(facts.task.is_open), _Tally(facts.task.is_open)
         _write_shapes(temporary, rows, training_shapes(facts.task), kept)
-        _write_shapes(temporary, rejected, (REJECTED_SHAPE,), left)
+        _write_shapes(temporary, rejected, (rejected_shape(facts.task),), left)
         summary = _summarise(folder, kept, left, facts)
         _write_papers(temporary, summary, kept, facts)
         _check_existing(folder, summary)
@@ -131,12 +134,15 @@ def verify_dataset(folder: Path) -> None:
 
 
 def _write_shapes(root: Path, rows: Iterable[Row], shapes: tuple[Shape, ...], tally: _Tally) -> None:
-    """Write every batch in every shape, and at least one file a shape, so that an empty split still has its columns."""
+    """Write every batch in every shape, the first of which holds the whole row.
+
+    There is at least one file a shape, so that an empty split still has its columns.
+    """
     with ExitStack() as stack:
         writers = [stack.enter_context(_ShardWriter(root / shape.folder, shape)) for shape in shapes]
         for batch in batched(rows, ROW_GROUP_ROWS):
             for row in batch:
-                tally.add(row)
+                tally.add(row, shapes[0])
             for writer in writers:
                 writer.write(batch)
 

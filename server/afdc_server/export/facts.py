@@ -64,7 +64,9 @@ class ReportFacts:
 class Collector:
     """Passes rows on to the exporter and remembers what the report needs; memory does not grow with the rows."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_open: bool = False) -> None:
+        """Args: is_open: answers stand in the place of labels, nearly one a row, and are not counted."""
+        self._is_open = is_open
         self.confidence_kept = [0] * CONFIDENCE_BINS
         self.confidence_left = [0] * CONFIDENCE_BINS
         self.seed_counts: Counter[str] = Counter()
@@ -76,10 +78,11 @@ class Collector:
     def watch_kept(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
         """The same rows, counted on their way. Samples: up to 3 a label."""
         for row in rows:
+            label = "" if self._is_open else str(row["label"])
             if row["source"] == "seed":
-                self.seed_counts[str(row["label"])] += 1
+                self.seed_counts[label] += 1
             else:
-                self.kept_counts[str(row["label"])] += 1
+                self.kept_counts[label] += 1
                 _count(self.confidence_kept, row["confidence"])
                 self._sample(self.kept, "kept", str(row["label"]), row)
             yield row

@@ -33,6 +33,7 @@ def write_report(path: Path, result: RunResult, facts: ReportFacts) -> None:
 
 def render_report(result: RunResult, facts: ReportFacts) -> str:
     """The whole page. Sections without data are left out."""
+    answer = "label" if result.labels else "answer"
     sections = [
         _header(result, facts),
         _cards(result),
@@ -41,8 +42,8 @@ def render_report(result: RunResult, facts: ReportFacts) -> str:
         _section("Confidence", _confidence(facts)),
         _section("Labels", _labels(result, facts)),
         _section("Rounds", _round_table(result.rounds)),
-        _section("Rows that were kept", _samples(facts.kept, "why kept")),
-        _section("Rows that were left out", _samples(facts.rejected, "why left out")),
+        _section("Rows that were kept", _samples(facts.kept, "why kept", answer)),
+        _section("Rows that were left out", _samples(facts.rejected, "why left out", answer)),
         _section("What to do next", _next_steps(result)),
         _section("Cost", _cost(result)),
     ]
@@ -58,7 +59,7 @@ def render_report(result: RunResult, facts: ReportFacts) -> str:
 
 
 def _header(result: RunResult, facts: ReportFacts) -> str:
-    labels = f"{len(result.labels)} labels"
+    labels = f"{len(result.labels)} labels" if result.labels else "free answers"
     status = (
         "" if result.status == "succeeded" else f'<p class="mark">{escape(result.status)}: {escape(result.error)}</p>'
     )
@@ -76,11 +77,14 @@ def _cards(result: RunResult) -> str:
         ("trained on the seeds only", evaluation.seeds_only),
         ("final adapter", evaluation.final),
     ]
+    what = "exact match, " if evaluation.token_f1 else ""
     shown = [
-        _card(f"{100 * value:.1f} %", f"{name}, n = {evaluation.n}", name == "final adapter")
+        _card(f"{100 * value:.1f} %", f"{what}{name}, n = {evaluation.n}", name == "final adapter")
         for name, value in accuracies
         if value is not None
     ]
+    if evaluation.token_f1 and evaluation.token_f1.final is not None:
+        shown.append(_card(f"{100 * evaluation.token_f1.final:.1f} %", "token F1, final adapter"))
     if result.rounds:
         shown.append(_card(f"{result.rounds[-1].candidates:,}", "texts scored"))
     if result.dataset:
@@ -102,7 +106,8 @@ def _learning(result: RunResult) -> str:
     panels = []
     if series:
         legend = _legend([(one.name, one.tone) for one in series])
-        panels.append(_panel("Accuracy", legend + svg.lines(series, result.eval.base, "base model")))
+        title = "Exact match" if result.eval.token_f1 else "Accuracy"
+        panels.append(_panel(title, legend + svg.lines(series, result.eval.base, "base model")))
     flips = [one.flip_rate for one in rounds]
     if any(value is not None for value in flips):
         note = '<p class="note">Share of texts whose label changed since the round before.</p>'
@@ -145,7 +150,7 @@ def _confidence(facts: ReportFacts) -> str:
 
 
 def _labels(result: RunResult, facts: ReportFacts) -> str:
-    if not facts.seed_counts and not facts.kept_counts:
+    if not result.labels or not (facts.seed_counts or facts.kept_counts):
         return ""
     legend = _legend([("seeds", "tone-b"), ("added", "tone-a")])
     hidden = len(result.labels) - svg.MAX_LABELS
@@ -196,7 +201,7 @@ def _share(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f} %"
 
 
-def _samples(rows: Sequence[SampleRow], reason: str) -> str:
+def _samples(rows: Sequence[SampleRow], reason: str, answer: str) -> str:
     if not rows:
         return ""
     cells = [
@@ -209,7 +214,7 @@ def _samples(rows: Sequence[SampleRow], reason: str) -> str:
         )
         for row in rows
     ]
-    return _table(("text", "label", "written for", "confidence", reason), cells)
+    return _table(("text", answer, "written for", "confidence", reason), cells)
 
 
 def _clip(text: str) -> str:

@@ -46,12 +46,22 @@ AUDIT_SCHEMA = pa.schema(
 )
 AUDIT_COLUMNS: tuple[str, ...] = tuple(AUDIT_SCHEMA.names)
 
+_RENAMED = {"label": "answer", "label_history": "answer_history"}
+_OF_LABELS = ("intended", "distribution")
+_OF_ANSWERS = [pa.field("agreement", pa.float64()), pa.field("mean_logprob", pa.float64())]
+OPEN_SCHEMA = pa.schema(
+    [field.with_name(_RENAMED.get(field.name, field.name)) for field in AUDIT_SCHEMA if field.name not in _OF_LABELS]
+    + _OF_ANSWERS
+)
+OPEN_COLUMNS: tuple[str, ...] = tuple(OPEN_SCHEMA.names)
+
 _TURNS = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))
 
 MESSAGES_SCHEMA = pa.schema([("messages", _TURNS), ("weight", pa.float64())])
 
 # The label is `class_label` here: TRL reads prompt + completion + label as an unpaired preference.
 PROMPT_COMPLETION_SCHEMA = pa.schema([("prompt", _TURNS), ("completion", _TURNS), ("class_label", pa.string())])
+OPEN_PAIRS_SCHEMA = pa.schema([("prompt", _TURNS), ("completion", _TURNS)])
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,22 @@ def audit_row(row: Row) -> dict[str, Any]:
     return {name: row[name] for name in AUDIT_COLUMNS}
 
 
+def open_row(row: Row) -> dict[str, Any]:
+    """All columns of a row of an open task: its answer stands where a label would, with its two measures."""
+    source = {new: old for old, new in _RENAMED.items()}
+    return {name: row[source.get(name, name)] for name in OPEN_COLUMNS}
+
+
+def audit_shape(task: Task, name: str = "default", folder: str = "data") -> Shape:
+    """The shape with every row's whole story."""
+    return Shape(name, folder, OPEN_SCHEMA, open_row) if task.is_open else Shape(name, folder, AUDIT_SCHEMA, audit_row)
+
+
+def rejected_shape(task: Task) -> Shape:
+    """The shape of rows that were left out."""
+    return audit_shape(task, "rejected", "rejected")
+
+
 def training_shapes(task: Task) -> tuple[Shape, ...]:
     """The shapes of accepted rows. The turns are those that AFDC itself trains on: system, user, assistant."""
     system = {"role": "system", "content": system_prompt(task)}
@@ -83,16 +109,15 @@ def training_shapes(task: Task) -> tuple[Shape, ...]:
         return {"messages": [*prompt(row), answer(row)], "weight": row["weight"]}
 
     def prompt_completion(row: Row) -> dict[str, Any]:
-        return {"prompt": prompt(row), "completion": [answer(row)], "class_label": row["label"]}
+        pair = {"prompt": prompt(row), "completion": [answer(row)]}
+        return pair if task.is_open else {**pair, "class_label": row["label"]}
 
+    pairs = OPEN_PAIRS_SCHEMA if task.is_open else PROMPT_COMPLETION_SCHEMA
     return (
-        Shape("default", "data", AUDIT_SCHEMA, audit_row),
+        audit_shape(task),
         Shape("messages", "messages", MESSAGES_SCHEMA, messages),
-        Shape("prompt_completion", "prompt_completion", PROMPT_COMPLETION_SCHEMA, prompt_completion),
+        Shape("prompt_completion", "prompt_completion", pairs, prompt_completion),
     )
-
-
-REJECTED_SHAPE = Shape("rejected", "rejected", AUDIT_SCHEMA, audit_row)
 
 
 def to_table(rows: Sequence[Row], shape: Shape) -> pa.Table:

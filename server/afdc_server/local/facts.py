@@ -41,8 +41,8 @@ def funnel(state: LoopState, filtered: Mapping[str, int]) -> tuple[FunnelStep, .
 
 
 def reliability(ctx: JobContext, state: LoopState) -> tuple[ReliabilityPoint, ...]:
-    """Confidence against accuracy of M* on --eval; empty without it."""
-    if not ctx.inputs.eval or state.best == BASE:
+    """Confidence against accuracy of M* on --eval; empty without it, and for an open task."""
+    if not ctx.inputs.eval or state.best == BASE or ctx.task.is_open:
         return ()
     logprobs = stored_logprobs(ctx, _eval_stage(state))
     gold = np.array(ctx.task.positions(example.label or "" for example in ctx.inputs.eval))

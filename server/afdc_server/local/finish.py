@@ -38,7 +38,7 @@ def finish(ctx: JobContext, state: LoopState, config: RunConfig, model: ModelRef
         unlabeled=ctx.inputs.unlabeled is not None,
     )
     ctx.progress.note("writing the data set, the adapter and the report")
-    seen = Collector()
+    seen = Collector(is_open=ctx.task.is_open)
     kept, rejected = seen.watch_kept(kept_rows(ctx, state)), seen.watch_rejected(rejected_rows(ctx, state))
     summary = write_dataset(ctx.layout.dataset, kept, rejected, facts)
     result = RunResult(

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from afdc.config import TOLERANT_ENGINE_KEYS, RunConfig
+from afdc.config import RunConfig, identifying_settings
 from afdc.errors import ConflictError, StorageError
 from afdc.files import canonical_json, sha256_bytes, write_json
 from afdc.layout import RunLayout
@@ -24,9 +24,7 @@ SHOWN_DIFFERENCES = 4
 
 def job_identity(checked: CheckedRequest, config: RunConfig, model: ModelRef) -> dict[str, Any]:
     """All that the result depends on; two runs with equal identities are the same job."""
-    settings = config.model_dump(mode="json")
-    for key in TOLERANT_ENGINE_KEYS:
-        settings["engine"].pop(key)
+    settings = identifying_settings(config)
     settings.pop("model")
     return {
         "config": settings,

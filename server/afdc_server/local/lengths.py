@@ -7,6 +7,7 @@ from pathlib import Path
 
 from afdc.errors import InputError
 from afdc.prompting import PromptCodec
+from afdc_pipeline.stages.answer import answer_room
 from afdc_server.engine.build import load_tokenizer, model_length
 from afdc_server.local.request import CheckedRequest, RunRequest
 from afdc_server.models import ModelRef
@@ -21,9 +22,28 @@ def check_lengths(checked: CheckedRequest, request: RunRequest, model: ModelRef)
     """
     limit = min(request.config.engine.max_model_len, model_length(model.path))
     codec = PromptCodec(load_tokenizer(model.path), checked.task)
+    if checked.task.is_open:
+        _check_answers(codec, limit, request, checked)
+        return
     _check_texts(codec, limit, request.seeds, (seed.text for seed in checked.seeds))
     if request.eval is not None:
         _check_texts(codec, limit, request.eval, (example.text for example in checked.eval))
+
+
+def _check_answers(codec: PromptCodec, limit: int, request: RunRequest, checked: CheckedRequest) -> None:
+    """Every seed's answer is one that may be sampled, and every text leaves room for the longest such answer."""
+    room = answer_room(request.config.answer, (seed.label for seed in checked.seeds), limit)
+    for seed in checked.seeds:
+        have = len(codec.answer_ids(seed.label))
+        if have > room:
+            raise InputError(
+                f"{seed.label[:40]!r}...: the answer has {have} tokens and {room} are allowed",
+                path=str(request.seeds),
+                remedy="Shorten it, or raise answer.max_tokens or engine.max_model_len",
+            )
+    _check_texts(codec, limit - room, request.seeds, (seed.text for seed in checked.seeds))
+    if request.eval is not None:
+        _check_texts(codec, limit - room, request.eval, (example.text for example in checked.eval))
 
 
 def _check_texts(codec: PromptCodec, limit: int, path: Path, texts: Iterable[str]) -> None:

@@ -74,6 +74,8 @@ def check_request(request: RunRequest) -> CheckedRequest:
     task = read_task(request.task) if request.task else None
     read = read_examples(request.seeds, task)
     task = task or infer_task(read)
+    if task.is_open:
+        check_open_settings(request.config)
     report = check_seeds(read, task)
     gold = read_examples(request.eval, task) if request.eval else []
     if gold:
@@ -84,7 +86,7 @@ def check_request(request: RunRequest) -> CheckedRequest:
     files = {"seeds": request.seeds, "eval": request.eval, "unlabeled": request.unlabeled}
     return CheckedRequest(
         task=task,
-        seeds=_with_holdout(report.examples, request.config),
+        seeds=_with_holdout(report.examples, request.config, is_open=task.is_open),
         eval=tuple(Example(id=text_id("e_", e.text), text=normalise_text(e.text), label=e.label) for e in gold),
         unlabeled=request.unlabeled,
         digests={name: sha256_file(path) for name, path in files.items() if path is not None},
@@ -104,6 +106,21 @@ def check_settings(config: RunConfig) -> None:
         raise UsageError(
             "select.strategy committee compares labellers, and with these settings a round has only one",
             remedy="Set loop.members to 2 or more and loop.ensemble to true, or choose another strategy",
+        )
+
+
+def check_open_settings(config: RunConfig) -> None:
+    """Refuse settings that need labels.
+
+    Raises:
+        UsageError: names the first of them.
+    """
+    needing = {"per_label": config.select.per_label is not None, "soft_targets": config.select.soft_targets}
+    found = next((name for name, is_set in needing.items() if is_set), None)
+    if found:
+        raise UsageError(
+            f"select.{found} needs labels, and the task has none",
+            remedy="Take the setting out, or list the labels in the task file",
         )
 
 
@@ -145,6 +162,6 @@ def _check_texts(path: Path) -> None:
         pass  # reading is the check: it raises at the first line that cannot be used
 
 
-def _with_holdout(examples: Sequence[Example], config: RunConfig) -> tuple[Seed, ...]:
+def _with_holdout(examples: Sequence[Example], config: RunConfig, *, is_open: bool) -> tuple[Seed, ...]:
     seeds = [Seed(id=e.id, text=e.text, label=e.label or "") for e in examples]
-    return holdout.split(seeds, config.loop.holdout, config.seed)
+    return holdout.split(seeds, config.loop.holdout, config.seed, by_label=not is_open)
