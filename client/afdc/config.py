@@ -99,6 +99,11 @@ class SelectConfig(Model):
         default=True,
         description="keep a generated row only where the scored label is the intended one; open: where samples agree",
     )
+    combine: bool = Field(
+        default=False,
+        description="label a generated text by the product of its scores and the label it was written for, "
+        "which is trusted as far as the two agree over the pool",
+    )
     balance: bool = Field(default=True, description="cap labels at the geometric mean of their counts")
     per_label: int | None = Field(default=None, ge=1, description="cap a label; None: no cap beyond balance")
     per_seed: int | None = Field(default=None, ge=1, description="cap for the variants of one seed")

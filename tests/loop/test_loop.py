@@ -11,6 +11,7 @@ from afdc.adapter import AdapterManifest
 from afdc.config import build_config
 from afdc.errors import AdapterError, ConflictError, StorageError
 from afdc.task import Example
+from afdc_pipeline.outcome import kept_rows
 from tests.fakes.engine import FakeEngine
 from tests.fakes.job import TASK, make_job, make_seeds, small_config
 
@@ -166,3 +167,24 @@ def test_every_strategy_runs_and_keeps_the_target(tmp_path: Path, strategy: str)
     state = make_job(tmp_path, config).run()
     assert state.history[-1].selected == 6
     assert "target_rows" in state.stop_reason or "rounds" in state.stop_reason
+
+
+def test_combined_labels_count_the_label_a_text_was_written_for(tmp_path: Path) -> None:
+    """Every row is kept, the intended label gains; the reported agreement is that of the labellers alone."""
+    broad = {"agreement": False, "soft_targets": True, "balance": False}
+    states, rows = {}, {}
+    for name in ("scored", "combined"):
+        job = make_job(
+            tmp_path / name, small_config(select={**broad, "combine": name == "combined"}, loop={"rounds": 0})
+        )
+        states[name] = job.run()
+        rows[name] = {row["id"]: row for row in kept_rows(job.ctx, states[name]) if row["source"] == "generated"}
+    assert rows["scored"].keys() == rows["combined"].keys()
+    gains = []
+    for key, before in rows["scored"].items():
+        after, at = rows["combined"][key], TASK.names.index(before["intended"])
+        gains.append(after["distribution"][at] - before["distribution"][at])
+        assert after["label"] in (before["label"], before["intended"])
+    assert min(gains) >= -1e-6
+    assert max(gains) > 0.01
+    assert states["scored"].history[0].agreement == states["combined"].history[0].agreement

@@ -30,6 +30,7 @@ from afdc_pipeline.stages.score import read_logprobs
 from afdc_pipeline.stopping import flip_rate
 
 UNSEEN: dict[str, Any] = {"keep": False, "distribution": []}
+MAX_RELIABILITY = 0.98  # a text whose every other label is ruled out could not be corrected any more
 MEASURES = ("confidence", "margin", "entropy", "disagreement")
 
 
@@ -69,7 +70,7 @@ async def decide(
         chosen = select(columns, ctx.config.select, len(ctx.task.names), lambda rows: pool_features(pool, rows))
         old = None if previous is None else _stored_labels(ctx, previous.key, pool.size)
         _write(run, view, columns, chosen)
-        return _summary(ctx, columns, chosen, old)
+        return _summary(ctx, columns, chosen, old, view.agreement)
 
     inputs = {
         "pool": pool.digest,
@@ -95,11 +96,16 @@ class LabelView:
         self._intended = np.full(pool.size, -1, dtype=np.int32)
         self._table = self._fill(scores)
         self._weights = self._alignment() if ctx.config.select.align else None
+        self.agreement = self._agreement()
+        reliability = min(self.agreement or 0.0, MAX_RELIABILITY)
+        self._reliability = reliability if ctx.config.select.combine and reliability else None
 
     def probs(self, chunk: PoolChunk) -> FloatArray:
-        """Label distributions [n, L] of a chunk, aligned where the config says so; NaN for a rejected text."""
-        mean = self._mean(chunk)
-        return mean if self._weights is None else scoring.reweight(mean, self._weights)
+        """Label distributions [n, L] of a chunk, aligned and combined where the config says so; NaN where rejected."""
+        scored = self._scored(chunk)
+        return (
+            scored if self._reliability is None else scoring.agree(scored, self._written_for(chunk), self._reliability)
+        )
 
     def errors(self, chunk: PoolChunk) -> list[str]:
         """Why the engine refused each text of a chunk; "" where it did not."""
@@ -116,7 +122,7 @@ class LabelView:
         return Columns.from_probs(
             self.probs(chunk),
             [c.id for c in candidates],
-            self._intended[chunk.start : chunk.start + chunk.size],
+            self._written_for(chunk),
             [self._seeds.get(c.parent, -1) for c in candidates],
             self._rows(chunk)[:, -1].astype(np.float64),
         )
@@ -135,6 +141,25 @@ class LabelView:
             self._intended[where] = [self._labels.get(c.intended or "", -1) for c in self.pool.read(chunk)]
         return table
 
+    def _scored(self, chunk: PoolChunk) -> FloatArray:
+        """The labellers' own distributions [n, L], aligned where the config says so."""
+        mean = self._mean(chunk)
+        return mean if self._weights is None else scoring.reweight(mean, self._weights)
+
+    def _written_for(self, chunk: PoolChunk) -> NDArray[np.int32]:
+        """Index of the label that each text was generated for, [n]; -1 for a real one."""
+        return self._intended[chunk.start : chunk.start + chunk.size]
+
+    def _agreement(self) -> float | None:
+        """Share of the scored generated texts that the labellers give the label they were written for."""
+        same = total = 0
+        for chunk in self.pool.chunks():
+            label, intended = scoring.labels(self._scored(chunk)), self._written_for(chunk)
+            known = (label >= 0) & (intended >= 0)
+            total += int(known.sum())
+            same += int((label[known] == intended[known]).sum())
+        return same / total if total else None
+
     def _rows(self, chunk: PoolChunk) -> NDArray[np.float32]:
         return self._table[chunk.start : chunk.start + chunk.size]
 
@@ -151,8 +176,7 @@ class LabelView:
 
     def _generated(self) -> Iterator[FloatArray]:
         for chunk in self.pool.chunks():
-            written = self._intended[chunk.start : chunk.start + chunk.size] >= 0
-            yield self._mean(chunk)[written]
+            yield self._mean(chunk)[self._written_for(chunk) >= 0]
 
 
 def pool_features(pool: Pool, rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -207,22 +231,19 @@ def _number(value: np.float32) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _summary(ctx: JobContext, columns: Columns, chosen: Selection, old: NDArray[np.int32] | None) -> dict[str, Any]:
+def _summary(
+    ctx: JobContext, columns: Columns, chosen: Selection, old: NDArray[np.int32] | None, agreement: float | None
+) -> dict[str, Any]:
     scored = ~columns.rejected
-    generated = scored & (columns.intended >= 0)
     counts = np.bincount(columns.label[chosen.keep], minlength=len(ctx.task.names))
     return {
         "selected": int(chosen.keep.sum()),
         "per_label": dict(zip(ctx.task.names, counts.tolist(), strict=True)),
         "reasons": chosen.counts(),
         "flip_rate": None if old is None else flip_rate(old, columns.label),
-        "agreement": _share(columns.intended[generated] == columns.label[generated]),
+        "agreement": agreement,
         "mean_confidence": float(columns.confidence[scored].mean()) if scored.any() else None,
     }
-
-
-def _share(mask: NDArray[np.bool_]) -> float | None:
-    return float(mask.mean()) if mask.size else None
 
 
 def _stored_labels(ctx: JobContext, key: StageKey, size: int) -> NDArray[np.int32]:

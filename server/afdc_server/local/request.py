@@ -115,7 +115,12 @@ def check_open_settings(config: RunConfig) -> None:
     Raises:
         UsageError: names the first of them.
     """
-    needing = {"per_label": config.select.per_label is not None, "soft_targets": config.select.soft_targets}
+    chosen = config.select
+    needing = {
+        "per_label": chosen.per_label is not None,
+        "soft_targets": chosen.soft_targets,
+        "combine": chosen.combine,
+    }
     found = next((name for name, is_set in needing.items() if is_set), None)
     if found:
         raise UsageError(
