@@ -18,6 +18,7 @@ from afdc.adapter import WEIGHTS_FILE, AdapterManifest
 from afdc.task import Task
 from afdc_pipeline.seams import Completion, Engine, EngineInfo, EngineUsage, Generated, GenerateRequest, Health, Scores
 from benchmarks.quality.cache import KeyValue, digest, locked
+from benchmarks.quality.tasks import refuse_open
 
 VERSION = 1  # of the answers: raise it when the engines answer the same question differently
 
@@ -48,7 +49,13 @@ class CachedEngine:
     async def close(self) -> None:
         """Nothing: the engine serves the next job of this process, too."""
 
-    async def generate(self, requests: Sequence[GenerateRequest]) -> AsyncIterator[Generated]:
+    async def generate(self, requests: Sequence[GenerateRequest], task: Task | None = None) -> AsyncIterator[Generated]:
+        """As the seam says, for tasks with labels: the sweep has no method for open ones.
+
+        Raises:
+            UsageError: `task` is given, which only open tasks do.
+        """
+        refuse_open(task)
         keys = {request.id: self._request_key(request) for request in requests}
         known = self._answers.get(list(keys.values()))
         missing = [request for request in requests if keys[request.id] not in known]

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from afdc.config import AugmentConfig
+from afdc.errors import UsageError
 from afdc.files import canonical_json, sha256_bytes, sha256_file
 from afdc.inputs import read_examples, read_task
 from afdc.task import Example, Task
@@ -59,11 +60,19 @@ def read_folder(path: Path) -> TaskFolder:
 
     Raises:
         InputError: a file is missing or broken.
+        UsageError: the task has no labels.
     """
     task = read_task(path / "task.json")
+    refuse_open(task)
     train, test = (tuple(read_examples(path / name, task)) for name in FILES[1:])
     digest = sha256_bytes(canonical_json([sha256_file(path / name) for name in FILES]))
     return TaskFolder(path.resolve().name, task, train, test, digest)
+
+
+def refuse_open(task: Task | None) -> None:
+    """Raises UsageError for a task without labels: the methods compared here all choose among labels."""
+    if task is not None and task.is_open:
+        raise UsageError("the task has no labels, and the methods compared here choose among labels")
 
 
 def draw_rows(folder: TaskFolder, spec: DrawSpec) -> Drawn:

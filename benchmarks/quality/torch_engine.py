@@ -27,6 +27,7 @@ from afdc_trainer.publish import label_logprobs
 from benchmarks.quality.decode import Decoder, Prompt
 from benchmarks.quality.kv_rows import ATTENTION, rows_attention
 from benchmarks.quality.lora_switch import LoraSwitch
+from benchmarks.quality.tasks import refuse_open
 
 CPU_BUDGET, GPU_BUDGET = 1536, 16384  # tokens of one scoring pass beyond the shared prefix
 MAX_RANK = 256
@@ -80,7 +81,13 @@ class TorchEngine:
         for name in list(self._live):
             await self.unload_adapter(name)
 
-    async def generate(self, requests: Sequence[GenerateRequest]) -> AsyncIterator[Generated]:
+    async def generate(self, requests: Sequence[GenerateRequest], task: Task | None = None) -> AsyncIterator[Generated]:
+        """As the seam says, for tasks with labels: the sweep has no method for open ones.
+
+        Raises:
+            UsageError: `task` is given, which only open tasks do.
+        """
+        refuse_open(task)
         by_adapter: dict[str | None, list[GenerateRequest]] = {}
         for request in requests:
             by_adapter.setdefault(request.adapter, []).append(request)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from afdc.errors import UsageError
 from afdc.task import Task
 from afdc_pipeline.seams import GenerateRequest, Sampling
 from benchmarks.quality import runner
@@ -158,6 +159,12 @@ async def test_a_draw_keeps_its_parts_apart(folder: Path) -> None:
     assert drawn == draw_rows(read_folder(folder), SPEC)
     assert drawn.seeds != draw_rows(read_folder(folder), replace(SPEC, draw=1)).seeds
     assert drawn.test == draw_rows(read_folder(folder), replace(SPEC, draw=1)).test
+
+
+def test_a_task_without_labels_is_refused(folder: Path) -> None:
+    (folder / "task.json").write_text('{"instruction": "Name the product.", "labels": null}')
+    with pytest.raises(UsageError, match="no labels"):
+        read_folder(folder)
 
 
 async def test_the_cache_answers_in_full(bench: Bench) -> None:
