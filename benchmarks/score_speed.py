@@ -36,7 +36,7 @@ from afdc.prompting import PromptCodec
 from afdc.task import Task
 from afdc_server.engine.backend import ReadAnswer
 from afdc_server.engine.build import load_tokenizer, make_engine
-from afdc_server.engine.environment import preloaded_libraries
+from afdc_server.engine.environment import engine_environment, preloaded_libraries
 from afdc_server.engine.settings import resolve_settings
 from afdc_server.engine.trie import LabelTrie
 from afdc_server.models import ModelRef, detect_device, resolve_model
@@ -92,9 +92,10 @@ def serve(model: ModelRef, config: EngineConfig) -> Iterator[str]:
     command += ["--max-num-seqs", str(settings.max_num_seqs), "--max-logprobs", "20"]
     command += ["--max-num-batched-tokens", str(settings.max_num_batched_tokens)]
     command += ["--served-model-name", "bench", "--block-size", str(settings.block_size or 16)]
-    with tempfile.TemporaryFile() as log:
-        environment = {**os.environ, "LD_PRELOAD": ":".join(map(str, preloaded_libraries()))}
-        environment.pop("VLLM_LOGGING_CONFIG_PATH", None)  # AFDC's engine set it, to a folder that is gone by now
+    with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory() as logs:
+        with engine_environment(settings, Path(logs)):  # cores, KV cache: what AFDC's engine is given
+            environment = {**os.environ, "LD_PRELOAD": ":".join(map(str, preloaded_libraries()))}
+        environment.pop("VLLM_LOGGING_CONFIG_PATH")  # it logs to its own output
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
         try:
             wait_until_up(server, f"http://127.0.0.1:{port}/health")
