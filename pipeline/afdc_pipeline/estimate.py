@@ -140,11 +140,12 @@ def make_plan(config: RunConfig, inputs: PlanInputs) -> Plan:
     sizes = _sizes(inputs, config.answer.samples)
     rates = rates_for(inputs.device, inputs.parameters)
     trained = [seed for seed in inputs.seeds if not seed.holdout]
-    rounds = _augment_rounds(config, inputs, len(trained))
+    ceiling = growth.row_ceiling(config.select, inputs.task, len(trained), unlabeled=bool(inputs.unlabeled_rows))
+    rounds = _augment_rounds(config, inputs, len(trained), ceiling)
     draws = rounds * len(trained) * config.augment.variants
     requests, generation_prompt = _generation(config, inputs, rounds)
     candidates = draws + inputs.unlabeled_rows
-    selected = _selected(config, candidates, max(len(inputs.task.names), 1))
+    selected = _selected(config, candidates, ceiling)
     scored = _scored_texts(config, inputs, candidates)
     adapters, training = _training(config, inputs, sizes, len(trained), selected)
     completion = round(draws * (sizes.text + 1))
@@ -203,11 +204,9 @@ def _pieces(name: str) -> tuple[str, ...]:
     return tuple(PIECE.findall(name))
 
 
-def _augment_rounds(config: RunConfig, inputs: PlanInputs, parents: int) -> int:
+def _augment_rounds(config: RunConfig, inputs: PlanInputs, parents: int, ceiling: int | None) -> int:
     """The planned rounds and those that the expected yield leaves to the target; none beyond where caps rule it out."""
     rounds, target = config.augment.rounds, config.select.target_rows
-    labels = max(len(inputs.task.names), 1)
-    ceiling = growth.row_ceiling(config.select, labels, parents, unlabeled=bool(inputs.unlabeled_rows))
     if target is None or rounds * parents == 0 or (ceiling is not None and ceiling < target):
         return rounds
     drawn, real = rounds * parents * config.augment.variants, inputs.unlabeled_rows
@@ -233,14 +232,9 @@ def _expected(config: RunConfig, candidates: int) -> int:
     return round(candidates * KEPT_SHARE) if config.select.agreement else candidates
 
 
-def _selected(config: RunConfig, candidates: int, n_labels: int) -> int:
-    select = config.select
-    caps = [_expected(config, candidates)]
-    if select.per_label is not None:
-        caps.append(select.per_label * n_labels)
-    if select.target_rows is not None:
-        caps.append(select.target_rows)
-    return min(caps)
+def _selected(config: RunConfig, candidates: int, ceiling: int | None) -> int:
+    caps = [_expected(config, candidates), ceiling, config.select.target_rows]
+    return min(cap for cap in caps if cap is not None)
 
 
 def _scored_texts(config: RunConfig, inputs: PlanInputs, candidates: int) -> int:

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 from afdc.config import RunConfig, SelectConfig
+from afdc.task import Task
 from afdc_pipeline.stopping import Spent
 
 MIN_YIELD = 0.02  # new rows of D2 by text drawn, below which drawing goes on for little
@@ -97,8 +98,9 @@ def bound(target: int, rounds: int, first: int) -> int:
     return max(MIN_BOUND, SLACK * rounds_needed(target, rounds, first))
 
 
-def row_ceiling(select: SelectConfig, labels: int, parents: int, *, unlabeled: bool) -> int | None:
+def row_ceiling(select: SelectConfig, task: Task, parents: int, *, unlabeled: bool) -> int | None:
     """Rows that the caps allow in D2; None without a cap. The cap of a seed leaves real texts alone."""
+    labels = max(len(task.names), 1)  # the texts of an open task are of one class
     caps = [] if select.per_label is None else [select.per_label * labels]
     if select.per_seed is not None and not unlabeled:
         caps.append(select.per_seed * parents)

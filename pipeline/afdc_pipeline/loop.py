@@ -24,8 +24,9 @@ from afdc_pipeline.stages.evaluate import evaluate
 from afdc_pipeline.stages.fit import train_member, train_round
 from afdc_pipeline.stages.grade import grade
 from afdc_pipeline.stages.grow import end_of_growth
+from afdc_pipeline.stages.reading import Scorer
 from afdc_pipeline.stages.runner import StageRun, run_stage
-from afdc_pipeline.stages.score import Scorer, score_pool
+from afdc_pipeline.stages.score import score_pool
 from afdc_pipeline.stages.settle import settle
 from afdc_pipeline.stages.swap import accept_adapter
 

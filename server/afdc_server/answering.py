@@ -14,6 +14,7 @@ from afdc.task import Example, Task, normalise_text
 from afdc_pipeline import metrics
 from afdc_pipeline.answers import exact_match
 from afdc_pipeline.seams import Engine, Generated, GenerateRequest, Sampling
+from afdc_pipeline.stages.answer import ask
 
 MAX_TOKENS = 256
 
@@ -32,8 +33,8 @@ class Answerer:
         tokens = min(MAX_TOKENS, self.max_model_len // 2)
         greedy = Sampling(temperature=0.0, max_tokens=tokens)
         requests = [GenerateRequest(str(i), text, 1, greedy, self.served) for i, text in enumerate(texts)]
-        found = {one.id: one async for one in self.engine.generate(requests, self.task)}
-        return [_record(text, found[str(i)], tokens) for i, text in enumerate(texts)]
+        answers = await ask(self.engine, self.task, requests)
+        return [_record(text, answer, tokens) for text, answer in zip(texts, answers, strict=True)]
 
     async def evaluate(self, examples: Sequence[Example]) -> EvalReport:
         """Exact match and token F1 against the gold answers; a text without an answer counts as wrong."""

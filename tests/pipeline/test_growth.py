@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 
 from afdc.config import RunConfig, build_config
+from afdc.task import Task
 from afdc_pipeline.growth import Standing, bound, describe, end_of_growth, rounds_needed, row_ceiling
 from afdc_pipeline.stopping import Spent
+
+TASK = Task(instruction="Sort the note.", labels=("ALPHA", "BETA", "GAMMA"))
 
 
 def config(**sections: Any) -> RunConfig:
@@ -64,10 +67,10 @@ def test_the_bound_follows_the_yield_of_the_plan() -> None:
 
 
 def test_caps_that_a_target_cannot_pass() -> None:
-    assert row_ceiling(config().select, 3, 12, unlabeled=False) is None
+    assert row_ceiling(config().select, TASK, 12, unlabeled=False) is None
     both = config(select={"per_label": 50, "per_seed": 4}).select
-    assert row_ceiling(both, 3, 12, unlabeled=False) == 48
-    assert row_ceiling(both, 3, 12, unlabeled=True) == 150
+    assert row_ceiling(both, TASK, 12, unlabeled=False) == 48
+    assert row_ceiling(both, TASK, 12, unlabeled=True) == 150
 
 
 def test_the_note_says_what_came_of_it() -> None:

@@ -12,16 +12,15 @@ from typing import Any
 
 from afdc.config import AnswerConfig
 from afdc.files import canonical_json, sha256_bytes
-from afdc.task import normalise_text
+from afdc.task import Task, normalise_text
 from afdc_pipeline.answers import Sample
 from afdc_pipeline.augment import estimate_tokens
 from afdc_pipeline.context import JobContext
 from afdc_pipeline.filters import is_blank
-from afdc_pipeline.pool import Pool, PoolChunk
-from afdc_pipeline.seams import Completion, Generated, GenerateRequest, Sampling, StageKey
-from afdc_pipeline.stages.runner import StageRun, run_stage
-from afdc_pipeline.stages.score import Scorer, title_of
-from afdc_pipeline.stages.swap import serve
+from afdc_pipeline.pool import Pool
+from afdc_pipeline.rows import Candidate
+from afdc_pipeline.seams import Completion, Engine, Generated, GenerateRequest, Sampling, StageKey
+from afdc_pipeline.stages.reading import Rows, Scorer, read_pool
 
 MIN_ANSWER_TOKENS = 16
 
@@ -30,52 +29,32 @@ async def answer_pool(
     ctx: JobContext, round: int, pool: Pool, scorer: Scorer, part: str = "", first: int = 0
 ) -> StageKey:
     """Answer candidates with one labeller and return the stage that holds the samples; arguments as of `score_pool`."""
+    config, room = ctx.config.answer, answer_tokens(ctx)
+
+    def sampling(candidate: str) -> Sampling:
+        return Sampling(config.temperature, config.top_p, room, seed=draw_seed(ctx, scorer, candidate))
+
+    async def read(candidates: Sequence[Candidate]) -> Rows:
+        requests = [
+            GenerateRequest(one.id, one.text, config.samples, sampling(one.id), scorer.adapter) for one in candidates
+        ]
+        return [answer_row(one) for one in await ask(ctx.engine, ctx.task, requests)]
+
     key = StageKey(round, f"answer-{scorer.name}{part}")
-    chunks = pool.chunks()[first:]
-
-    async def body(run: StageRun) -> dict[str, Any]:
-        await serve(ctx, scorer.adapter)
-        for chunk in chunks:
-            if chunk.index not in run.done:
-                await _answer_chunk(ctx, run, pool, chunk, scorer)
-        return {"scorer": scorer.served}
-
-    inputs = {
-        "pool": pool.digest,
-        "scorer": scorer.served,
-        "engine": [ctx.info.device, ctx.info.dtype],
-        "sampling": [ctx.config.answer.samples, asdict(pool_sampling(ctx, scorer, ""))],
-    }
-    total = sum(chunk.size for chunk in chunks)
-    await run_stage(ctx, key, inputs, body, title=f"answer D1 with {title_of(scorer)}", total=total)
-    return key
+    inputs = {"sampling": [config.samples, asdict(sampling(""))]}
+    return await read_pool(ctx, key, pool, scorer, read, title="answer D1", first=first, inputs=inputs)
 
 
-async def _answer_chunk(ctx: JobContext, run: StageRun, pool: Pool, chunk: PoolChunk, scorer: Scorer) -> None:
-    requests = [
-        GenerateRequest(one.id, one.text, ctx.config.answer.samples, pool_sampling(ctx, scorer, one.id), scorer.adapter)
-        for one in pool.read(chunk)
-    ]
-    rows = [answer_row(one) for one in await ask(ctx, requests)]
-    run.put(chunk.index, rows, rejected=sum(bool(row["error"]) for row in rows))
-
-
-async def ask(ctx: JobContext, requests: Sequence[GenerateRequest]) -> list[Generated]:
-    """Answers to texts of the task, in the order of the requests. Their ids must differ."""
-    found = {one.id: one async for one in ctx.engine.generate(requests, ctx.task)}
+async def ask(engine: Engine, task: Task, requests: Sequence[GenerateRequest]) -> list[Generated]:
+    """Answers to texts of an open task, in the order of the requests. Their ids must differ."""
+    found = {one.id: one async for one in engine.generate(requests, task)}
     return [found[request.id] for request in requests]
 
 
-def pool_sampling(ctx: JobContext, scorer: Scorer, candidate: str) -> Sampling:
-    """How a candidate is answered: repeatable, and different for every labeller."""
-    config = ctx.config.answer
+def draw_seed(ctx: JobContext, scorer: Scorer, candidate: str) -> int:
+    """Repeatable, and different for every labeller."""
     digest = sha256_bytes(canonical_json([ctx.config.seed, scorer.name, candidate]))
-    return Sampling(
-        temperature=config.temperature,
-        top_p=config.top_p,
-        max_tokens=answer_tokens(ctx),
-        seed=int(digest[:16], 16) >> 34,  # as in augment.py: the engine wants a signed 32-bit integer and adds the draw
-    )
+    return int(digest[:16], 16) >> 34  # as in augment.py: the engine wants a signed 32-bit integer and adds the draw
 
 
 def answer_tokens(ctx: JobContext) -> int:

@@ -103,9 +103,9 @@ class LabelView:
     def probs(self, chunk: PoolChunk) -> FloatArray:
         """Label distributions [n, L] of a chunk, aligned and combined where the config says so; NaN where rejected."""
         scored = self._scored(chunk)
-        return (
-            scored if self._reliability is None else scoring.agree(scored, self._written_for(chunk), self._reliability)
-        )
+        if self._reliability is None:
+            return scored
+        return scoring.agree(scored, self._written_for(chunk), self._reliability)
 
     def errors(self, chunk: PoolChunk) -> list[str]:
         """Why the engine refused each text of a chunk; "" where it did not."""

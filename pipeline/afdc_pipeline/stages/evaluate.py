@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -12,49 +11,22 @@ from afdc_pipeline import metrics
 from afdc_pipeline.context import JobContext
 from afdc_pipeline.scoring import normalise
 from afdc_pipeline.seams import FloatArray, StageKey
-from afdc_pipeline.stages.runner import StageRun, run_stage
-from afdc_pipeline.stages.score import Scorer, read_logprobs, score_rows
-from afdc_pipeline.stages.swap import serve
-
-CHUNK_TEXTS = 256
+from afdc_pipeline.stages.reading import Rows, Scorer, read_gold
+from afdc_pipeline.stages.score import read_logprobs, read_scores
 
 
 async def evaluate(
     ctx: JobContext, round: int, what: str, examples: Sequence[tuple[str, str]], scorer: Scorer
 ) -> Evaluation | None:
-    """Score gold (text, label) pairs with one scorer; None without any.
+    """Score gold (text, label) pairs with one scorer; arguments as of `read_gold`."""
 
-    Args:
-        what: "eval" or "holdout"; names the stage together with the scorer.
-    """
-    if not examples:
-        return None
-    key = eval_key(round, what, scorer)
+    async def read(texts: Sequence[str]) -> Rows:
+        return await read_scores(ctx, texts, scorer)
 
-    async def body(run: StageRun) -> dict[str, Any]:
-        await serve(ctx, scorer.adapter)
-        parts = []
-        for index, start in enumerate(range(0, len(examples), CHUNK_TEXTS)):
-            if index in run.done:
-                rows = ctx.store.get(run.done[index].ref)
-            else:
-                texts = [text for text, _ in examples[start : start + CHUNK_TEXTS]]
-                rows = score_rows(await ctx.engine.score(texts, ctx.task, scorer.adapter))
-                run.put(index, rows)
-            parts.append(read_logprobs(rows, len(ctx.task.names)))
-        summary = summarise(ctx, examples, np.concatenate(parts))
-        ctx.progress.advance(0, accuracy=summary.accuracy)
-        return summary.model_dump(exclude={"token_f1"})
+    def judge(rows: Rows) -> Evaluation:
+        return summarise(ctx, examples, read_logprobs(rows, len(ctx.task.names)))
 
-    inputs = {"examples": [list(example) for example in examples], "scorer": scorer.served}
-    title = f"{what}: {'base model' if scorer.adapter is None else scorer.name}"
-    result = await run_stage(ctx, key, inputs, body, title=title, total=len(examples))
-    return Evaluation.model_validate(result)
-
-
-def eval_key(round: int, what: str, scorer: Scorer) -> StageKey:
-    """Where an evaluation's log-probs are stored."""
-    return StageKey(round, f"{what}-{scorer.name}")
+    return await read_gold(ctx, round, what, examples, scorer, read, judge)
 
 
 def stored_logprobs(ctx: JobContext, key: StageKey) -> FloatArray:

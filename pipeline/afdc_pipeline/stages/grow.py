@@ -14,10 +14,7 @@ from afdc_pipeline.stages.runner import StageRun, run_stage
 async def end_of_growth(ctx: JobContext, round: int, standing: growth.Standing) -> str:
     """Why no further augment round is drawn, or "" to draw one."""
     ceiling = growth.row_ceiling(
-        ctx.config.select,
-        max(len(ctx.task.names), 1),
-        len(ctx.inputs.training_seeds),
-        unlabeled=ctx.inputs.unlabeled is not None,
+        ctx.config.select, ctx.task, len(ctx.inputs.training_seeds), unlabeled=ctx.inputs.unlabeled is not None
     )
 
     async def body(_run: StageRun) -> dict[str, str]:

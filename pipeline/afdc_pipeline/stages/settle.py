@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from afdc_pipeline.answers import Verdict, judge, similarity
+from afdc_pipeline.answers import SAME_F1, Verdict, judge, similarity
 from afdc_pipeline.context import JobContext
 from afdc_pipeline.pool import Pool, PoolChunk
 from afdc_pipeline.seams import StageKey
@@ -24,7 +24,6 @@ from afdc_pipeline.stages.runner import StageRun, run_stage
 MEASURES = ("confidence", "margin", "entropy", "disagreement", "agreement", "logprob")
 SAMPLES_DISAGREE = "samples_disagree"
 OPEN_REASONS = {**REASONS, Reason.DISAGREES_WITH_INTENDED.value: SAMPLES_DISAGREE}
-MIN_SAME = 0.7  # similarity at which an answer counts as the one before it
 ANSWERED, OTHER = 0, 1
 
 
@@ -156,7 +155,7 @@ class _Totals:
         self._agreement += sum(row["agreement"] for row in answered)
         pairs = [(row["answer"], old) for row, old in zip(rows, before, strict=False) if row["answer"] and old]
         self._seen_twice += len(pairs)
-        self._flips += sum(similarity(new, old) < MIN_SAME for new, old in pairs)
+        self._flips += sum(similarity(new, old) < SAME_F1 for new, old in pairs)
 
     def summary(self, chosen: Selection) -> dict[str, Any]:
         """The fields of `Decisions`."""

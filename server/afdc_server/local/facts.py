@@ -13,7 +13,8 @@ from afdc_pipeline.context import JobContext
 from afdc_pipeline.loop import BASE, LoopState
 from afdc_pipeline.scoring import normalise
 from afdc_pipeline.seams import StageKey
-from afdc_pipeline.stages.evaluate import eval_key, stored_logprobs
+from afdc_pipeline.stages.evaluate import stored_logprobs
+from afdc_pipeline.stages.reading import gold_key
 from afdc_server.export.facts import FunnelStep
 
 
@@ -51,4 +52,4 @@ def reliability(ctx: JobContext, state: LoopState) -> tuple[ReliabilityPoint, ..
 
 def _eval_stage(state: LoopState) -> StageKey:
     number = int(state.best.name[1:]) if state.best.name.startswith("r") else 0
-    return eval_key(number, "eval", state.best)
+    return gold_key(number, "eval", state.best)
