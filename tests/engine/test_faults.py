@@ -95,12 +95,17 @@ async def test_a_start_that_hangs_leaves_no_process(model: ModelRef, tmp_path: P
     while not (born := [child for child in multiprocessing.active_children() if child not in before]):
         assert not starting.done()
         await asyncio.sleep(0.1)
+    bystander = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,), daemon=True)
+    bystander.start()
     pids = [child.pid for child in born if child.pid is not None]
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     with pytest.raises(EngineDiedError, match="start_timeout_s"):
         await starting
     assert not any(map(runs, pids))
+    assert bystander.is_alive(), "only the engine's own processes are ended"
+    bystander.kill()
+    bystander.join()
     await made.close()
 
 

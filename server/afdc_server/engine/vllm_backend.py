@@ -35,6 +35,8 @@ from afdc_server.engine.patience import POLL_SECONDS
 from afdc_server.engine.postmortem import log_size, remedy
 from afdc_server.engine.settings import EngineSettings, engine_arguments
 
+CORE_PROCESS = "EngineCore"  # how vLLM names its engine cores, numbered ones too
+
 
 class VllmBackend:
     """One engine core process and our end of its queues."""
@@ -116,10 +118,11 @@ class VllmBackend:
         return list(manager.processes) if manager is not None else []
 
     def _starting(self) -> list[Any]:
-        """Processes of a start that is under way: `engine_launch` lets no other engine begin one meanwhile."""
+        """Engine cores of a start that is under way: `engine_launch` lets no other engine begin one meanwhile."""
         if self._children is None or self._creating is None or self._creating.done():
             return []
-        return [child for child in multiprocessing.active_children() if child not in self._children]
+        begun = (child for child in multiprocessing.active_children() if child not in self._children)
+        return [child for child in begun if child.name.startswith(CORE_PROCESS)]
 
     def kill(self) -> None:
         for pid in self.pids():
