@@ -22,9 +22,11 @@ from afdc_server.commands import (
     OpenLabeller,
     base_model_name,
     build_report,
+    evaluate,
     evaluate_examples,
     find_adapter,
     locate,
+    predict,
     score,
     score_texts,
 )
@@ -68,6 +70,31 @@ async def test_an_output_without_a_place_ends_before_the_engine_starts(tmp_path:
     (tmp_path / "x.jsonl").write_text('{"text": "a"}\n')
     with pytest.raises(UsageError, match="is a folder"):
         await score(Labeller(TASK), tmp_path / "x.jsonl", tmp_path, SilentProgress())
+    with pytest.raises(UsageError, match="is the input itself"):
+        await score(Labeller(TASK), tmp_path / "x.jsonl", tmp_path / "x.jsonl", SilentProgress())
+    assert (tmp_path / "x.jsonl").read_text() == '{"text": "a"}\n'
+
+
+async def test_gold_with_two_labels_for_a_text_ends_before_the_engine_starts(tmp_path: Path) -> None:
+    one, other = TASK.names[:2]
+    rows = [{"text": "a", "label": one}, {"text": " a", "label": other}]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=r"x\.jsonl:2: the text has label"):
+        await evaluate(Labeller(TASK), tmp_path / "x.jsonl", SilentProgress())
+
+
+async def test_a_damaged_adapter_ends_before_the_engine_starts(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"r": ')
+    manifest = {"name": "a", "job": "j", "round": 0, "base_model": "m", "base_revision": "r", "rank": 8}
+    manifest |= {"task": {"labels": ["a", "b"]}, "template_hash": "h", "files": {"adapter_config.json": "0" * 64}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(AdapterError, match="the manifest lists no adapter_model"):
+        await predict(Labeller(None, adapter=tmp_path), ["hello"], SilentProgress())
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(AdapterError, match="is not an adapter's manifest") as caught:
+        await predict(Labeller(None, adapter=tmp_path), ["hello"], SilentProgress())
+    assert "http" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 async def test_evaluate_counts_rejected_texts_as_wrong(labeller: OpenLabeller) -> None:

@@ -159,3 +159,59 @@ def test_every_flag_reaches_its_option() -> None:
         for part in location:
             value = getattr(value, part)
         assert value == given[flag], flag
+
+
+@pytest.mark.parametrize(
+    ("assignment", "says"),
+    [
+        ("augment.variants=1000000000", "less than or equal to 1000000"),
+        ("augment.variants=99999999999999999999999", "less than or equal to 1000000"),
+        ("augment.temperature=inf", "finite number"),
+        ("augment.temperature=11", "less than or equal to 10"),
+        ("train.learning_rate=1e300", "less than or equal to 1"),
+        ("augment.min_mean_logprob=nan", "finite number"),
+        ("engine.kv_cache_gib=inf", "--set engine.kv_cache_gib"),
+        ("train.rank=true", "true and false have no meaning here"),
+        ("loop.rounds=true", "true and false have no meaning here"),
+        ('loop.rounds="3"', "a number belongs here, without quotes"),
+        ("loop.ensemble=1", "a true or false belongs here"),
+        ("loop=3", "a table of settings belongs here"),
+        ("seed=" + "9" * 5000, "a number belongs here"),
+        ("select.strategy=" + "[" * 20_000, "--set select.strategy"),
+    ],
+)
+def test_a_value_that_no_run_can_use_is_refused(tmp_path: Path, assignment: str, says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load(tmp_path, sets=(assignment,))
+    assert says in str(caught.value)
+    assert len(str(caught.value)) < 400
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.yaml", "run:\n  seed: 1\n  seed: 2\n", "'seed' given twice"),
+        ("a.yaml", "run:\n  seed: 2020-13-45\n", "cannot be read"),
+        ("a.yaml", "run:\n  seed: " + "9" * 5000, "cannot be read"),
+        ("a.yaml", "run: " + "[" * 5000, "cannot be read"),
+        ("a.yaml", "run:\n  seed: !!bool x\n", "wrong kind"),
+        ("a.yaml", "3: 1\nfoo: 2\n", "unknown key '3'"),
+        ("a.yaml", "false", "must hold a table"),
+        ("a.toml", "run = " + "[" * 20_000, "cannot be read"),
+        ("a.toml", "[run]\nseed = " + "9" * 5000, "cannot be read"),
+        ("a.toml", '[run]\nseeds = "a\\u0000b"', "NUL"),
+        ("a.toml", '[run]\nseeds = "~nosuchuser/x"', "no home folder"),
+    ],
+)
+def test_a_file_of_settings_that_cannot_be_read_is_named(tmp_path: Path, name: str, text: str, says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load(tmp_path, file=write(tmp_path / name, text))
+    assert says in str(caught.value)
+
+
+def test_a_file_that_is_not_utf8_is_named_with_the_byte(tmp_path: Path) -> None:
+    path = tmp_path / "latin.toml"
+    path.write_bytes(b'[run]\nmodel = "\xe9"\n')
+    with pytest.raises(UsageError, match=r"latin\.toml: not UTF-8 at byte 15"):
+        load(tmp_path, file=path)

@@ -90,8 +90,13 @@ def read_manifest(folder: Path) -> AdapterManifest:
         return AdapterManifest.model_validate_json(path.read_bytes())
     except FileNotFoundError as exc:
         raise AdapterError(f"{folder} is not an AFDC adapter: {MANIFEST_FILE} is missing") from exc
-    except (ValidationError, OSError) as exc:
-        raise AdapterError(f"{path} cannot be read: {exc}") from exc
+    except ValidationError as exc:
+        first = exc.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        reason = f"{where}: {first['msg']}" if where else first["msg"]
+        raise AdapterError(f"{path} is not an adapter's manifest: {reason}", remedy="Copy the folder again") from exc
+    except OSError as exc:
+        raise AdapterError(f"{path} cannot be read: {exc.strerror}", remedy="Check its permissions") from exc
 
 
 def verify_adapter(folder: Path) -> AdapterManifest:

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from afdc.files import canonical_json, sha256_bytes
 from afdc.task import Model
@@ -19,23 +20,59 @@ DType = Literal["auto", "bfloat16", "float32"]
 EngineDType = Literal["auto", "bfloat16", "float16", "float32"]
 Preset = Literal["default", "paper"]
 
+MAX_SECONDS = 1e6
+MAX_ROWS = 1_000_000_000
+NUMBERS = {int, float}
 
-class EngineConfig(Model):
+
+class Settings(Model):
+    """Base of the tables of settings. A value of another kind is refused, not turned into the wanted one."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        wanted = _kinds(cls.model_fields[info.field_name or ""].annotation)
+        if any(issubclass(kind, BaseModel) for kind in wanted):
+            if not isinstance(value, BaseModel | dict):
+                raise ValueError("a table of settings belongs here")
+        elif isinstance(value, bool) and bool not in wanted:
+            raise ValueError("true and false have no meaning here")
+        elif isinstance(value, str) and str not in wanted:
+            raise ValueError(f"a {'number' if wanted & NUMBERS else 'true or false'} belongs here, without quotes")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and not wanted & NUMBERS:
+            raise ValueError(f"a {'true or false' if bool in wanted else 'name'} belongs here")
+        return value
+
+
+def _kinds(annotation: Any) -> set[type]:
+    """The plain types that an annotation allows."""
+    if get_origin(annotation) is Literal:
+        return {type(choice) for choice in get_args(annotation)}
+    if get_origin(annotation) in (Union, UnionType):
+        return {kind for part in get_args(annotation) for kind in _kinds(part)} - {NoneType}
+    return {annotation}
+
+
+class EngineConfig(Settings):
     """The vLLM engine. None or "auto" means: chosen for the device (docs/engine.md has the table)."""
 
     device: Device = Field(default="auto", description="where the model runs; auto: a GPU where there is one")
     dtype: EngineDType = Field(default="auto", description="numbers of weights and activations")
-    max_model_len: int = Field(default=2048, ge=128, description="longest prompt plus answer, tokens")
-    max_num_seqs: int | None = Field(default=None, ge=1, description="sequences in one engine step")
-    max_num_batched_tokens: int | None = Field(default=None, ge=128, description="tokens in one engine step")
+    max_model_len: int = Field(default=2048, ge=128, le=1 << 22, description="longest prompt plus answer, tokens")
+    max_num_seqs: int | None = Field(default=None, ge=1, le=1 << 16, description="sequences in one engine step")
+    max_num_batched_tokens: int | None = Field(
+        default=None, ge=128, le=1 << 24, description="tokens in one engine step"
+    )
     gpu_memory_utilization: float = Field(
         default=0.45, gt=0, le=0.98, description="CUDA only: share of the GPU's memory that the engine takes"
     )
-    tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs that share one copy of the model")
-    kv_cache_gib: float = Field(default=2.0, gt=0, description="CPU only: size of the KV cache, GiB")
-    block_size: int | None = Field(default=None, ge=8, description="tokens a KV block; CPU default 32")
+    tensor_parallel_size: int = Field(default=1, ge=1, le=64, description="GPUs that share one copy of the model")
+    kv_cache_gib: float = Field(default=2.0, gt=0, le=1 << 16, description="CPU only: size of the KV cache, GiB")
+    block_size: int | None = Field(default=None, ge=8, le=1024, description="tokens a KV block; CPU default 32")
     max_loras: int = Field(
-        default=6, ge=2, description="adapters live at once: committee, the round's, the one draining"
+        default=6, ge=2, le=256, description="adapters live at once: committee, the round's, the one draining"
     )
     max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256] = Field(
         default=16,
@@ -44,53 +81,62 @@ class EngineConfig(Model):
     sleep_mode: bool = Field(
         default=False, description="CUDA only: give the KV cache's memory to the trainer while it runs"
     )
-    hang_timeout_s: float = Field(default=180.0, gt=0, description="seconds without one token while requests wait")
+    hang_timeout_s: float = Field(
+        default=180.0, gt=0, le=MAX_SECONDS, description="seconds without one token while requests wait"
+    )
     start_timeout_s: float = Field(
-        default=1200.0, gt=0, description="seconds that an engine start may take, model load and warm-up included"
+        default=1200.0,
+        gt=0,
+        le=MAX_SECONDS,
+        description="seconds that an engine start may take, model load and warm-up included",
     )
     max_restarts: int = Field(
-        default=8, ge=0, description="engine restarts without a single answer in between before the run fails"
+        default=8, ge=0, le=1000, description="engine restarts without a single answer in between before the run fails"
     )
     max_in_flight: int | None = Field(
-        default=None, ge=1, description="requests submitted at once; None = 2 x max_num_seqs"
+        default=None, ge=1, le=1 << 20, description="requests submitted at once; None = 2 x max_num_seqs"
     )
 
 
-class AugmentConfig(Model):
+class AugmentConfig(Settings):
     """Generation of variants x~ ~ M(x | x_i, y_i)."""
 
-    rounds: int = Field(default=1, ge=0, description="R: passes over the seeds")
-    variants: int = Field(default=18, ge=1, description="K: variants a seed and round")
-    context_seeds: int = Field(default=5, ge=1, description="same-label seeds shown in a prompt, the parent last")
+    rounds: int = Field(default=1, ge=0, le=10_000, description="R: passes over the seeds")
+    variants: int = Field(default=18, ge=1, le=1_000_000, description="K: variants a seed and round")
+    context_seeds: int = Field(
+        default=5, ge=1, le=100, description="same-label seeds shown in a prompt, the parent last"
+    )
     prompt_style: PromptStyle = Field(
         default="auto", description="list of examples to continue, or chat instruction; auto: by the model's size"
     )
-    temperature: float = Field(default=1.0, gt=0, description="sampling temperature")
+    temperature: float = Field(default=1.0, gt=0, le=10, description="sampling temperature")
     top_p: float = Field(default=0.95, gt=0, le=1, description="nucleus sampling: probability mass that is kept")
-    max_tokens: int | None = Field(default=None, ge=4, description="None: twice the longest seed, at least 24")
+    max_tokens: int | None = Field(
+        default=None, ge=4, le=1 << 17, description="None: twice the longest seed, at least 24"
+    )
     near_duplicate: float = Field(
         default=0.85, gt=0, le=1, description="character-shingle Jaccard at which two texts count as one"
     )
     min_mean_logprob: float | None = Field(
-        default=None, description="drop variants the generator itself finds less likely, nats a token"
+        default=None, le=0, description="drop variants the generator itself finds less likely, nats a token"
     )
 
 
-class AnswerConfig(Model):
+class AnswerConfig(Settings):
     """Open tasks only: how answers are sampled and compared."""
 
-    samples: int = Field(default=4, ge=1, description="n: answers a text and labeller")
-    temperature: float = Field(default=0.7, gt=0, description="sampling temperature")
+    samples: int = Field(default=4, ge=1, le=256, description="n: answers a text and labeller")
+    temperature: float = Field(default=0.7, gt=0, le=10, description="sampling temperature")
     top_p: float = Field(default=1.0, gt=0, le=1, description="nucleus sampling: probability mass that is kept")
     max_tokens: int | None = Field(
-        default=None, ge=4, description="longest answer; None: twice the longest of the seeds, at least 16"
+        default=None, ge=4, le=1 << 17, description="longest answer; None: twice the longest of the seeds, at least 16"
     )
     min_agreement: float = Field(
         default=0.5, ge=0, le=1, description="with select.agreement: keep texts whose samples agree this far"
     )
 
 
-class SelectConfig(Model):
+class SelectConfig(Settings):
     """Which scored candidates become training rows (D2)."""
 
     strategy: Strategy = Field(default="confidence", description="which rows are the most valuable")
@@ -105,10 +151,15 @@ class SelectConfig(Model):
         "which is trusted as far as the two agree over the pool",
     )
     balance: bool = Field(default=True, description="cap labels at the geometric mean of their counts")
-    per_label: int | None = Field(default=None, ge=1, description="cap a label; None: no cap beyond balance")
-    per_seed: int | None = Field(default=None, ge=1, description="cap for the variants of one seed")
+    per_label: int | None = Field(
+        default=None, ge=1, le=MAX_ROWS, description="cap a label; None: no cap beyond balance"
+    )
+    per_seed: int | None = Field(default=None, ge=1, le=MAX_ROWS, description="cap for the variants of one seed")
     target_rows: int | None = Field(
-        default=None, ge=1, description="rows wanted in D2: no more, and more augment rounds where they fall short"
+        default=None,
+        ge=1,
+        le=MAX_ROWS,
+        description="rows wanted in D2: no more, and more augment rounds where they fall short",
     )
     align: bool = Field(
         default=True, description="divide out the labeller's prior so that its mean prediction matches the target mix"
@@ -117,35 +168,42 @@ class SelectConfig(Model):
     weighted: bool = Field(default=False, description="weight a row by its confidence")
 
 
-class TrainConfig(Model):
+class TrainConfig(Settings):
     """One LoRA round."""
 
     rank: Literal[1, 8, 16, 32, 64, 128] = Field(default=16, description="LoRA rank r")
     alpha: int = Field(default=32, ge=1, le=4096, description="LoRA alpha: the update is scaled by alpha / r")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="LoRA dropout")
     rslora: bool = Field(default=False, description="scale by alpha / sqrt(r) instead")
-    learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate")
-    seed_epochs: int = Field(default=10, ge=1, description="epochs of round 0, over the seeds alone")
-    epochs: int = Field(default=2, ge=1, description="epochs of a later round, over seeds and selected rows")
-    seed_repeat: int = Field(default=3, ge=1, description="times each seed appears in an epoch of a later round")
-    batch_size: int = Field(default=16, ge=1, description="rows an optimiser step")
+    learning_rate: float = Field(default=1e-3, gt=0, le=1, description="peak learning rate")
+    seed_epochs: int = Field(default=10, ge=1, le=10_000, description="epochs of round 0, over the seeds alone")
+    epochs: int = Field(default=2, ge=1, le=10_000, description="epochs of a later round, over seeds and selected rows")
+    seed_repeat: int = Field(
+        default=3, ge=1, le=1000, description="times each seed appears in an epoch of a later round"
+    )
+    batch_size: int = Field(default=16, ge=1, le=1 << 16, description="rows an optimiser step")
     warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps with rising learning rate")
-    weight_decay: float = Field(default=0.0, ge=0, description="AdamW weight decay")
+    weight_decay: float = Field(default=0.0, ge=0, le=100, description="AdamW weight decay")
     label_smoothing: float = Field(
         default=0.0, ge=0, lt=1, description="share of each label token's target spread over the vocabulary"
     )
     dtype: DType = Field(default="auto", description="numbers of the frozen base model")
     device: Device = Field(default="auto", description="where the trainer runs")
     continue_adapter: bool = Field(default=False, description="start from the last round's adapter, not from the base")
-    checkpoint_every: int = Field(default=25, ge=1, description="optimiser steps between resumable checkpoints")
+    checkpoint_every: int = Field(
+        default=25, ge=1, le=1_000_000, description="optimiser steps between resumable checkpoints"
+    )
 
 
-class LoopConfig(Model):
+class LoopConfig(Settings):
     """Self-training rounds and when to stop."""
 
-    rounds: int = Field(default=2, ge=0, description="T: fine-tune, swap, relabel")
+    rounds: int = Field(default=2, ge=0, le=1000, description="T: fine-tune, swap, relabel")
     members: int = Field(
-        default=3, ge=0, description="seeds-only adapters (round 0); 0: the base model scores first, as in the paper"
+        default=3,
+        ge=0,
+        le=64,
+        description="seeds-only adapters (round 0); 0: the base model scores first, as in the paper",
     )
     ensemble: bool = Field(
         default=True, description="label with the mean of all adapters so far, not with the last alone"
@@ -153,19 +211,19 @@ class LoopConfig(Model):
     holdout: float = Field(
         default=0.0, ge=0, lt=0.5, description="share of each label's seeds kept out of training to gate adapters"
     )
-    patience: int = Field(default=2, ge=1, description="rounds without gain on held-out gold before stopping")
+    patience: int = Field(default=2, ge=1, le=1000, description="rounds without gain on held-out gold before stopping")
     min_flip_rate: float = Field(
         default=0.0, ge=0, le=1, description="epsilon: stop when fewer labels change; 0 is off"
     )
     token_budget: int | None = Field(
-        default=None, ge=1, description="stop before the next round once this many tokens are spent"
+        default=None, ge=1, le=1 << 62, description="stop before the next round once this many tokens are spent"
     )
     time_budget_s: float | None = Field(
-        default=None, gt=0, description="stop before the next round after this many seconds"
+        default=None, gt=0, le=1e9, description="stop before the next round after this many seconds"
     )
 
 
-class RunConfig(Model):
+class RunConfig(Settings):
     """A whole job. `seed` fixes every random choice that is ours to make."""
 
     preset: Preset = Field(default="default", description="set of defaults, see above")

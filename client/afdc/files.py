@@ -24,6 +24,20 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 1 << 20
 
 
+def user_path(text: str | Path) -> Path:
+    """A path as a user writes it, with `~` and `~name` for home folders.
+
+    Raises:
+        UsageError: there is no such user, or it holds a NUL character.
+    """
+    if "\0" in str(text):
+        raise UsageError(f"{str(text)!r} is no path: it holds a NUL character", remedy="Correct the path")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as exc:
+        raise UsageError(f"{text}: there is no home folder of that user", remedy="Write the path in full") from exc
+
+
 def sha256_bytes(data: bytes) -> str:
     """Hex SHA-256 of `data`."""
     return hashlib.sha256(data).hexdigest()

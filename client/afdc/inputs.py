@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 from afdc.errors import InputError
 from afdc.labels import label_index
 from afdc.records import (
+    AS_CSV,
     AS_OBJECTS,
     MAX_TEXT_CHARS,
     Problem,
@@ -24,9 +25,19 @@ from afdc.records import (
     text_records,
     type_name,
 )
-from afdc.task import Example, Label, Task, normalise_text
+from afdc.task import MAX_LABELS, Example, Label, Task, normalise_text
 
 MAX_PROBLEMS = 20
+IN_QUOTES = "Write it in quotes"
+TASK_FAULTS = {
+    "tuple_type": "must be a list of labels, or null for answers in free text",
+    "model_type": "must be a name in quotes or an object",
+    "model_attributes_type": "must be a name in quotes or an object",
+    "too_long": f"at most {MAX_LABELS:,} labels are allowed",
+    "string_type": "must be a text in quotes",
+    "string_too_short": "must not be empty",
+    "extra_forbidden": "is not a key that a task has",
+}
 KNOWN_KEYS = ("id", "text", "label")
 AS_TASK = (
     'Write {"instruction": "...", "labels": ["name", {"name": "...", "description": "..."}]}, '
@@ -67,7 +78,8 @@ def read_examples(path: Path, task: Task | None = None, *, require_label: bool =
     if problems:
         _raise_all(path, problems)
     if not examples:
-        raise InputError("the file holds no examples", path=str(path), remedy=AS_OBJECTS)
+        remedy = AS_CSV if path.suffix.lower() == ".csv" else AS_OBJECTS
+        raise InputError("the file holds no examples", path=str(path), remedy=remedy)
     return examples
 
 
@@ -125,8 +137,9 @@ def read_task(path: Path) -> Task:
     except ValidationError as exc:
         first = exc.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"{where}: {message}" if where else message, path=str(path), remedy=AS_TASK) from exc
+        message = TASK_FAULTS.get(first["type"], first["msg"].removeprefix("Value error, "))
+        told = f"{where}: {message}" if where else message if isinstance(data, dict) else "not a JSON object"
+        raise InputError(told, path=str(path), remedy=AS_TASK) from exc
     _check_wording(path, "the instruction", task.instruction)
     for label in task.classes:
         _check_wording(path, f"the description of {label.name[:40]!a}", label.description)
@@ -157,7 +170,7 @@ class _ExampleReader:
             return label
         name = "" if fields.get("id") is None else fields["id"]
         if isinstance(name, bool) or not isinstance(name, str | int):
-            return Problem(record.line, f"id must be a string, and it is {type_name(name)}")
+            return Problem(record.line, f"id must be a string, and it is {type_name(name)}", IN_QUOTES)
         flaw = _flaw(str(name)) if name != "" else None
         if flaw:
             return Problem(record.line, f"the id {flaw}")
@@ -170,11 +183,11 @@ class _ExampleReader:
             remedy = 'Add "label" to it'
             return Problem(record.line, "the example has no label", remedy) if self.require_label else None
         if not isinstance(value, str):
-            return Problem(record.line, f"label must be a string, and it is {type_name(value)}")
-        flaw = _flaw(value)
-        if flaw:
-            return Problem(record.line, f"the label {flaw}")
+            return Problem(record.line, f"label must be a string, and it is {type_name(value)}", IN_QUOTES)
         name = normalise_text(value)
+        flaw = _flaw(value) or (_name_flaw(name) if self.labels is None else None)
+        if flaw:
+            return Problem(record.line, f"the label {flaw}", "Correct the label")
         if self.labels is None:
             return name
         return self.labels.find(name) or Problem(record.line, *self.labels.unknown(name))
@@ -185,7 +198,7 @@ def _text_problem(record: Record) -> Problem | None:
         return Problem(record.line, "the example has no text", 'Add "text" to it')
     value = record.fields["text"]
     if not isinstance(value, str):
-        return Problem(record.line, f"text must be a string, and it is {type_name(value)}")
+        return Problem(record.line, f"text must be a string, and it is {type_name(value)}", IN_QUOTES)
     flaw = _flaw(value)
     return Problem(record.line, f"the text {flaw}", "Correct the text or take the line out") if flaw else None
 
@@ -203,8 +216,14 @@ def _flaw(value: str) -> str | None:
     return None
 
 
+def _name_flaw(name: str) -> str | None:
+    """What makes a string, usable as text, unusable as the name of a class; names stand in tables and on terminals."""
+    found = next((char for char in name if unicodedata.category(char) in {"Cc", "Zl", "Zp"}), None)
+    return None if found is None else f"holds a line break or a control character ({found!a})"
+
+
 def _label_name(path: Path, name: str) -> str:
-    flaw = _flaw(name)
+    flaw = _flaw(name) or _name_flaw(normalise_text(name))
     if flaw:
         raise InputError(f"a label {flaw}", path=str(path), remedy="Give each label a name")
     return normalise_text(name)

@@ -123,7 +123,7 @@ def read_json(path: Path, shape: str) -> Any:
     if len(data) > MAX_JSON_BYTES:
         raise InputError(f"longer than {MAX_JSON_BYTES:,} bytes", path=str(path), remedy="Check the path")
     try:
-        return json.loads(data.decode("utf-8-sig"))
+        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_unique_keys)
     except UnicodeDecodeError as exc:
         line = data.count(b"\n", 0, exc.start) + 1
         message = f"not UTF-8 at byte {exc.start} of the file"
@@ -132,7 +132,7 @@ def read_json(path: Path, shape: str) -> Any:
         message = f"broken JSON at column {exc.colno}: {exc.msg}"
         raise InputError(message, path=str(path), line=exc.lineno, remedy=shape) from exc
     except (RecursionError, ValueError) as exc:  # nested too deeply, or a number of thousands of digits
-        raise InputError(f"broken JSON: {exc}", path=str(path), remedy=shape) from exc
+        raise InputError(f"broken JSON: {_why(exc)}", path=str(path), remedy=shape) from exc
 
 
 def _file_kind(path: Path, plain_text: bool) -> FileKind:
@@ -187,13 +187,17 @@ def _json_record(line: int, text: str) -> Record | Problem:
         value = json.loads(text, object_pairs_hook=_unique_keys)
     except json.JSONDecodeError as exc:
         return Problem(line, f"broken JSON at column {exc.colno}: {exc.msg}", AS_OBJECTS)
-    except RecursionError:
-        return Problem(line, "broken JSON: nested too deeply", AS_OBJECTS)
-    except ValueError as exc:  # a key given twice, or a number of thousands of digits
-        return Problem(line, f"broken JSON: {exc}", AS_OBJECTS)
+    except (RecursionError, ValueError) as exc:  # nested too deeply, a key given twice, or thousands of digits
+        return Problem(line, f"broken JSON: {_why(exc)}", AS_OBJECTS)
     if not isinstance(value, dict):
         return Problem(line, f"not a JSON object but {type_name(value)}", AS_OBJECTS)
     return Record(line, value)
+
+
+def _why(exc: Exception) -> str:
+    if isinstance(exc, RecursionError):
+        return "nested too deeply"
+    return "a number of thousands of digits" if "integer string conversion" in str(exc) else str(exc)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

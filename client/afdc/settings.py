@@ -20,11 +20,14 @@ from pydantic import BaseModel, ValidationError
 
 from afdc.config import RunConfig, build_config
 from afdc.errors import UsageError
+from afdc.files import user_path
+from afdc.records import AS_UTF8
 
 PATH_KEYS = ("seeds", "task", "out", "eval", "unlabeled")
 PROJECT_FILE = "afdc.toml"
 IGNORED_TABLES = {"made_by"}  # the provenance that `job.yaml` of a data set carries beside its run
 ENV_PREFIX = "AFDC_"
+SHOWN_CHARS = 80
 
 Location = tuple[str, ...]
 
@@ -86,13 +89,13 @@ def file_layer(path: Path) -> Layer:
         UsageError: missing, broken, or with tables or keys that have no meaning.
     """
     document = _parse_file(path)
-    extra = sorted(set(document) - {"run"} - IGNORED_TABLES)
+    extra = sorted(map(str, set(document) - {"run"} - IGNORED_TABLES))
     if extra:
         remedy = "Put the options of a run under [run]" + (" (YAML: under run:)" if path.suffix != ".toml" else "")
         raise UsageError(f"{path}: unknown key {extra[0]!r}", remedy=remedy)
     run = document.get("run", {})
     if not isinstance(run, dict):
-        raise UsageError(f"{path}: run must be a table")
+        raise UsageError(f"{path}: run must be a table", remedy="Put the options under [run], or run: in YAML")
     paths = {key: _file_path(path, key, run[key]) for key in PATH_KEYS if key in run}
     values = {key: value for key, value in run.items() if key not in PATH_KEYS}
     return Layer(values, lambda loc: f"{path}: {'.'.join(('run', *loc))}", paths)
@@ -108,7 +111,7 @@ def env_layer(environ: Mapping[str, str]) -> Layer:
             continue
         location = tuple(name.removeprefix(ENV_PREFIX).lower().split("__"))
         if len(location) == 1 and location[0] in PATH_KEYS:
-            paths[location[0]] = Path(text).expanduser()
+            paths[location[0]] = user_path(text)
         elif location[0] in sections or (len(location) == 1 and location[0] in RunConfig.model_fields):
             _put(values, location, text if location == ("model",) else parse_value(text), name)
     return Layer(values, lambda loc: ENV_PREFIX + "__".join(loc).upper(), paths)
@@ -139,7 +142,7 @@ def parse_value(text: str) -> Any:
         return None
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML, a number of thousands of digits, or nested too deeply
         return text
 
 
@@ -153,11 +156,14 @@ def _parse_file(path: Path) -> dict[str, Any]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
         document = tomllib.loads(text) if path.suffix == ".toml" else _parse_yaml(path, text)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else exc
-        raise UsageError(f"{path}: cannot be read: {reason}") from exc
+    except OSError as exc:
+        raise UsageError(f"{path}: cannot be read: {exc.strerror}", remedy="Check the path") from exc
+    except UnicodeDecodeError as exc:
+        raise UsageError(f"{path}: not UTF-8 at byte {exc.start} of the file", remedy=AS_UTF8) from exc
+    except (ValueError, RecursionError) as exc:  # broken, nested too deeply, or a number of thousands of digits
+        raise UsageError(f"{path}: cannot be read: {exc}", remedy="Correct the file") from exc
     if not isinstance(document, dict):
-        raise UsageError(f"{path}: must hold a table of settings")
+        raise UsageError(f"{path}: must hold a table of settings", remedy="Begin it with [run], or run: in YAML")
     return document
 
 
@@ -166,16 +172,31 @@ def _parse_yaml(path: Path, text: str) -> Any:
         import yaml  # an extra: TOML needs nothing
     except ImportError as exc:
         raise UsageError(f"{path}: YAML needs the package pyyaml", remedy="pip install pyyaml, or use TOML") from exc
+
+    class UniqueKeys(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML ships no types
+        """YAML allows a key once (1.2.2, 3.2.1.1); PyYAML takes the last one."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen: set[str] = set()
+            for key, _ in node.value:
+                if str(key.value) in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} given twice", key.start_mark)
+                seen.add(str(key.value))
+            return super().construct_mapping(node, deep)
+
     try:
-        return yaml.safe_load(text) or {}
+        document = yaml.load(text, UniqueKeys)  # noqa: S506  # a SafeLoader
     except yaml.YAMLError as exc:
-        raise UsageError(f"{path}: broken YAML: {' '.join(str(exc).split())}") from exc
+        raise UsageError(f"{path}: broken YAML: {' '.join(str(exc).split())}", remedy="Correct the file") from exc
+    except (LookupError, AttributeError, TypeError) as exc:  # what PyYAML's constructors raise for a tag's wrong value
+        raise UsageError(f"{path}: YAML with a value of the wrong kind: {exc}", remedy="Correct the file") from exc
+    return {} if document is None else document
 
 
 def _file_path(file: Path, key: str, value: Any) -> Path:
     if not isinstance(value, str):
-        raise UsageError(f"{file}: run.{key} must be a path in quotes")
-    return file.parent / Path(value).expanduser()
+        raise UsageError(f"{file}: run.{key} must be a path in quotes", remedy=f'For example: {key} = "data/{key}"')
+    return file.parent / user_path(value)
 
 
 def _put(values: dict[str, Any], location: Location, value: Any, origin: str) -> None:
@@ -192,7 +213,7 @@ def _check_layer(layer: Layer) -> None:
     try:
         build_config(preset if isinstance(preset, str) else "default", dict(layer.values))
     except ValidationError as exc:
-        raise UsageError(_explain(layer, exc)) from exc
+        raise UsageError(_explain(layer, exc), remedy="docs/configuration.md lists every option") from exc
 
 
 def _explain(layer: Layer, exc: ValidationError) -> str:
@@ -200,11 +221,16 @@ def _explain(layer: Layer, exc: ValidationError) -> str:
     location = tuple(str(part) for part in error["loc"])
     origin = layer.origin(location)
     if error["type"] != "extra_forbidden":
-        return f"{origin} = {error['input']!r}: {error['msg']}"
+        return f"{origin} = {_short(error['input'])}: {error['msg'].removeprefix('Value error, ')}"
     known = _known_keys(location[:-1])
-    close = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.6)
     guess = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
     return f"{origin}: unknown option; {guess}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}..."
 
 
 def _known_keys(location: Location) -> list[str]:

@@ -43,7 +43,9 @@ class Task(Model):
     ]
 
     @model_validator(mode="after")
-    def _check_labels(self) -> Self:
+    def _check_wording(self) -> Self:
+        if not self.instruction.strip():
+            raise ValueError("the instruction is blank")
         if self.labels is None:
             return self
         names = self.names

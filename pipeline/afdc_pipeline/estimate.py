@@ -220,7 +220,7 @@ def _generation(config: RunConfig, inputs: PlanInputs, rounds: int) -> tuple[int
     planned = plan_requests(inputs.seeds, inputs.task, config.augment, "plan", 1, config.seed, style)
     prompts = (one.request.prompt for one in planned)
     sample = [inputs.count_tokens(_plain(prompt)) for prompt in islice(prompts, SAMPLED_PROMPTS)]
-    requests = rounds * (len(sample) + sum(1 for _ in prompts))
+    requests = rounds * len(planned)
     return requests, round(requests * sum(sample) / len(sample)) if sample else 0
 
 

@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from afdc.adapter import MANIFEST_FILE, AdapterManifest, read_manifest
+from afdc.adapter import MANIFEST_FILE, AdapterManifest, read_manifest, verify_adapter
 from afdc.config import EngineConfig
 from afdc.errors import AdapterError, UsageError
 from afdc.files import atomic_writer, check_target
 from afdc.inputs import iter_texts, read_examples
 from afdc.result import EvalReport
+from afdc.seeds import first_of_each
 from afdc.task import Example, Task
 from afdc_pipeline import metrics, scoring
 from afdc_pipeline.batches import batched
@@ -114,6 +115,8 @@ async def score(who: Labeller, source: Path, output: Path, progress: Progress) -
         UsageError, StorageError: `output` cannot be written, or the task has no labels; found before an engine starts.
     """
     check_target(output)
+    if output.exists() and source.exists() and output.samefile(source):
+        raise UsageError(f"{output} is the input itself", remedy="Give --output another file")
     task = locate(who).task
     if task is not None and task.is_open:
         raise UsageError(
@@ -155,6 +158,8 @@ async def evaluate(who: Labeller, source: Path, progress: Progress) -> EvalRepor
     """
     with_task = locate(who)
     examples = read_examples(source, with_task.task)
+    if with_task.task is not None:
+        first_of_each(examples, with_task.task)  # raises where a text has two labels; repeats with one label stay
     async with open_labeller(with_task, progress) as labeller:
         return await evaluate_examples(labeller, examples, progress)
 
@@ -197,7 +202,7 @@ async def open_labeller(who: Labeller, progress: Progress) -> AsyncIterator[Open
     """
     # The engine's module brings vLLM; what is checked before must not wait for it.
     who = locate(who)
-    manifest = read_manifest(who.adapter) if who.adapter else None
+    manifest = verify_adapter(who.adapter) if who.adapter else None
     from afdc_server.engine.build import make_engine
     from afdc_server.models import detect_device, resolve_model
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from afdc.errors import ModelError, UsageError
-from afdc.files import canonical_json, sha256_bytes
+from afdc.files import canonical_json, sha256_bytes, user_path
 from afdc_server.fingerprint import content_hash
-from afdc_server.packaged import PACKAGED_NAME, packaged_model
+from afdc_server.packaged import PACKAGED_NAME, is_converted, packaged_model
 
 Device = Literal["cpu", "cuda"]
 
@@ -60,22 +60,40 @@ def resolve_model(name: str, device: Device) -> ModelRef:
         ModelError: no such model, no network, no safetensors, no tokenizer, or not a causal language model.
     """
     name = name or DEFAULT_MODEL[device]
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return _describe(str(folder.resolve()), folder.resolve())
+    here = local_model(name, device)
+    if here is not None:
+        return here
     if name == PACKAGED_NAME:
         return _describe(name, packaged_model())
     hub_id, _, revision = name.partition("@")
-    if not _HUB_ID.fullmatch(hub_id):
-        raise ModelError(
-            f"there is no model folder {name!r}, and it is not a hub id (owner/name)", remedy=ANOTHER_MODEL
-        )
     path = _download(hub_id, revision or None)
     return _describe(hub_id, path, revision=path.name)
 
 
-def detect_device(requested: str) -> Device:
+def local_model(name: str, device: Device) -> ModelRef | None:
+    """The model `name` as `resolve_model` finds it, where nothing has to be fetched or converted for it; else None.
+
+    Raises:
+        ModelError: no such folder and no hub id, or a folder that cannot be used.
+    """
+    name = name or DEFAULT_MODEL[device]
+    folder = user_path(name)
+    if folder.is_dir():
+        return _describe(str(folder.resolve()), folder.resolve())
+    if name == PACKAGED_NAME:
+        return _describe(name, packaged_model()) if is_converted() else None
+    if not _HUB_ID.fullmatch(name.partition("@")[0]):
+        raise ModelError(
+            f"there is no model folder {name!r}, and it is not a hub id (owner/name)", remedy=ANOTHER_MODEL
+        )
+    return None
+
+
+def detect_device(requested: str, setting: str = "engine.device") -> Device:
     """Settle "auto", "cpu" or "cuda" from device files and installed packages, without importing torch.
+
+    Args:
+        setting: what to call the request in a message.
 
     Raises:
         UsageError: "cuda" on a machine, or with an installation, that has none.
@@ -84,7 +102,8 @@ def detect_device(requested: str) -> Device:
         return "cpu"
     missing = _why_no_cuda()
     if requested == "cuda" and missing:
-        raise UsageError(f"--device cuda: {missing}", remedy="Use --device cpu, or install requirements/gpu.txt")
+        remedy = f"Leave {setting} at auto, or install requirements/gpu.txt"
+        raise UsageError(f"{setting} = cuda: {missing}", remedy=remedy)
     return "cpu" if missing else "cuda"
 
 

@@ -40,7 +40,7 @@ def packaged_model() -> Path:
         ModelError: the package that carries the weights is not installed.
         StorageError: the cache folder cannot be written.
     """
-    final = cache_root() / "models" / PACKAGED_NAME
+    final = _folder()
     if final.is_dir():
         return final
     source = _gguf_file()
@@ -48,6 +48,15 @@ def packaged_model() -> Path:
         if not final.is_dir():
             _convert_into(final, source)
     return final
+
+
+def is_converted() -> bool:
+    """Whether `packaged_model` would find the model ready."""
+    return _folder().is_dir()
+
+
+def _folder() -> Path:
+    return cache_root() / "models" / PACKAGED_NAME
 
 
 def _gguf_file() -> Path:

@@ -244,6 +244,7 @@ def test_predict_without_task_or_adapter_is_a_usage_error(cli: Cli) -> None:
         (["-"], b"good\na\0b\n", "<stdin>:2: the text holds a NUL"),
         (["good", "b\udcffd"], b"", "text 2 of the command line: the text holds half of a surrogate pair"),
         (["-"], b" \n", "<stdin>: there are no texts"),
+        (["good", "  "], b"", "text 2 of the command line: the text is empty"),
     ],
 )
 def test_texts_that_are_none_end_before_an_engine_starts(

@@ -17,6 +17,7 @@ from afdc.errors import (
     ConflictError,
     InputError,
     InterruptedRunError,
+    ModelError,
     StorageError,
     TrainerError,
     UsageError,
@@ -236,9 +237,56 @@ def test_two_processes_cannot_work_on_one_folder(request_of: Callable[..., RunRe
 
 def test_the_plan_starts_nothing(request_of: Callable[..., RunRequest]) -> None:
     request = request_of()
-    plan = plan_local(request)
+    plan, _ = plan_local(request)
     assert plan.candidates == len(make_seeds()) * 6 * 2
     assert not request.out.exists()
+
+
+def test_the_plan_says_what_was_read(request_of: Callable[..., RunRequest]) -> None:
+    _, inputs = plan_local(request_of())
+    assert inputs["seeds"] == len(make_seeds())
+    assert sum(inputs["seeds_per_label"].values()) == inputs["seeds"]
+    assert inputs["model"]
+
+
+def test_the_plan_refuses_what_the_run_would(request_of: Callable[..., RunRequest], tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no model folder"):
+        plan_local(request_of(small_config().model_copy(update={"model": "/nope"})))
+    with pytest.raises(StorageError, match="cannot write"):
+        plan_local(request_of(out=Path("/proc/nothing")))
+    with pytest.raises(UsageError, match=r"train\.device = cuda"):
+        plan_local(request_of(small_config(train={"device": "cuda"})))
+    rows = [{"text": s.text, "label": s.label} for s in make_seeds()]
+    rows[3]["text"] = "very long " * 3000
+    with pytest.raises(InputError, match=r"long\.jsonl:4: .*tokens"):
+        plan_local(request_of(seeds=write_jsonl(tmp_path / "long.jsonl", rows)))
+    run(request_of())
+    with pytest.raises(ConflictError, match=r"config\.loop\.rounds was"):
+        plan_local(request_of(small_config(loop={"rounds": 7})))
+
+
+def test_a_task_that_leaves_no_room_for_a_text_is_named(request_of: Callable[..., RunRequest], tmp_path: Path) -> None:
+    wordy = tmp_path / "wordy.json"
+    wordy.write_text(json.dumps({**TASK.model_dump(), "instruction": "word " * 9000}))
+    with pytest.raises(InputError, match=r"wordy\.json: the instruction takes \d+ tokens"):
+        plan_local(request_of(task=wordy))
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[" * 100_000, b"null", b"[]"])
+def test_a_damaged_identity_is_one_clear_message(request_of: Callable[..., RunRequest], content: bytes) -> None:
+    request = request_of()
+    run(request)
+    (request.out / "state" / "job.json").write_bytes(content)
+    with pytest.raises(ConflictError, match=r"job\.json is damaged"):
+        run(request)
+
+
+def test_a_damaged_result_is_written_anew(request_of: Callable[..., RunRequest]) -> None:
+    request = request_of()
+    first = run(request)
+    (request.out / "result.json").write_bytes(b"{")
+    assert run(request).dataset == first.dataset
+    assert json.loads((request.out / "result.json").read_text())["status"] == "succeeded"
 
 
 def test_every_error_has_an_exit_code() -> None:

@@ -38,12 +38,12 @@ def finished(job: FakeJob) -> tuple[LoopState, list[dict[str, Any]], list[dict[s
 
 
 def test_a_job_ends_with_answers_and_two_adapters(tmp_path: Path) -> None:
-    job = make_open_job(tmp_path, eval=open_gold())
+    job = make_open_job(tmp_path, open_config(answer={"min_agreement": 0.9}), eval=open_gold())
     state, kept, _ = finished(job)
     assert [one.round for one in state.history] == [0, 1, 2]
     generated = [row for row in kept if row["source"] == "generated"]
     assert len(generated) == state.history[-1].selected > 0
-    assert all(row["label"] and row["agreement"] >= 0.5 and 0 < row["confidence"] <= 1 for row in generated)
+    assert all(row["label"] and row["agreement"] >= 0.9 and 0 < row["confidence"] <= 1 for row in generated)
     assert any("samples_disagree" in one.reasons for one in state.decisions)
     right = [exact_match(row["label"], max(row["text"].split(), key=len)) for row in generated]
     assert sum(right) / len(right) > 0.8

@@ -103,7 +103,7 @@ def _read_texts(texts: Sequence[str]) -> list[str]:
         InputError: a text that cannot be used. UsageError: there is none.
     """
     places = enumerate(texts, start=1)
-    given = [check_text(text, f"text {n} of the command line") for n, text in places if text != "-" and text.strip()]
+    given = [check_text(text, f"text {n} of the command line") for n, text in places if text != "-"]
     if "-" in texts:
         given += [text for _, text in iter_stream(sys.stdin.buffer, "<stdin>")]
     if not given:

@@ -89,12 +89,12 @@ def _request(local: Any, settings: Settings, dry_run: bool) -> Any:
 
 
 def _show_plan(local: Any, request: Any, settings: Settings, as_json: bool) -> None:
-    plan = local.plan_local(request).to_dict()
-    config = settings.config.model_dump(mode="json")
+    planned, inputs = local.plan_local(request)
+    plan, config = planned.to_dict(), settings.config.model_dump(mode="json")
     if as_json:
-        print_json({"plan": plan, "config": config})
+        print_json({"inputs": inputs, "plan": plan, "config": config})
     else:
-        print_plan(data_console(), plan, config)
+        print_plan(data_console(), inputs, plan, config)
 
 
 def _check_status(result: RunResult) -> None:

@@ -128,11 +128,16 @@ def _print_places(console: Console, result: RunResult, layout: RunLayout) -> Non
     console.print(f"  open {layout.report}", soft_wrap=True)
 
 
-def print_plan(console: Console, plan: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """The resolved settings, then what the run would do and cost."""
+def print_plan(console: Console, inputs: Mapping[str, Any], plan: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """The resolved settings, what was read, then what the run would do and cost."""
     console.print(Text("Settings", style="bold"))
     for key, value in _flatten(config):
         console.print(f"  {key} = {value}", soft_wrap=True)
+    console.print(Text("\nInputs", style="bold"))
+    for name, value in inputs.items():
+        shown = _counts(value) if isinstance(value, Mapping) else visible(str(value))
+        if shown:
+            console.print(Text(f"  {name.replace('_', ' '):<24} {shown}"), soft_wrap=True)
     console.print(Text("\nPlan", style="bold"))
     for name, value in _flatten({key: value for key, value in plan.items() if key != "seconds" and value != ""}):
         shown = f"{value:,.0f}" if isinstance(value, int | float) and not isinstance(value, bool) else value
@@ -140,6 +145,13 @@ def print_plan(console: Console, plan: Mapping[str, Any], config: Mapping[str, A
     console.print(Text("\nTime (expect a factor of two either way)", style="bold"))
     for name, seconds in dict(plan.get("seconds", {})).items():
         console.print(f"  {name.replace('_', ' '):<18} {duration(seconds):>14}")
+
+
+def _counts(values: Mapping[str, int]) -> str:
+    """The range of the counts where there are many, else each of them."""
+    if len(values) > TOP_LABELS:
+        return f"{min(values.values())} to {max(values.values())}"
+    return ", ".join(f"{visible(name, 40)} {count}" for name, count in values.items())
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,13 +47,48 @@ def claim_folder(layout: RunLayout, identity: dict[str, Any]) -> None:
         ConflictError: it holds another job.
         StorageError: it cannot be written.
     """
+    if not check_claim(layout, identity):
+        write_json(layout.state / IDENTITY_FILE, identity)
+
+
+def check_claim(layout: RunLayout, identity: dict[str, Any]) -> bool:
+    """Whether the folder is this job's own already.
+
+    Raises:
+        ConflictError: it holds another job, or says of its job what cannot be read.
+        StorageError: it cannot be read.
+    """
     path = layout.state / IDENTITY_FILE
     with _readable(layout):
-        stored = json.loads(path.read_bytes()) if path.exists() else None
-    if stored is not None:
-        _check_identity(layout.root, stored, identity)
-    else:
-        write_json(path, identity)
+        data = path.read_bytes() if path.exists() else None
+    if data is None:
+        return False
+    try:
+        stored = json.loads(data)
+    except (ValueError, RecursionError):
+        stored = None
+    if not isinstance(stored, dict):
+        raise ConflictError(f"{path} is damaged: whose job this is cannot be told", remedy="Give --out another folder")
+    _check_identity(layout.root, stored, identity)
+    return True
+
+
+def check_writable(layout: RunLayout) -> None:
+    """See that the folder can be made and written; leaves nothing behind.
+
+    Raises:
+        StorageError: it cannot.
+    """
+    parent = next(path for path in (layout.root, *layout.root.parents) if path.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=parent):
+            pass  # making a folder is the check
+    except OSError as exc:
+        raise _unwritable(layout, exc) from exc
+
+
+def _unwritable(layout: RunLayout, exc: OSError) -> StorageError:
+    return StorageError(f"cannot write to {layout.root}: {exc.strerror}", remedy="Give another --out")
 
 
 def check_folder(layout: RunLayout) -> None:
@@ -118,7 +154,7 @@ def hold_folder(layout: RunLayout) -> Iterator[None]:
         layout.state.mkdir(parents=True, exist_ok=True)
         handle = os.open(layout.state / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as exc:
-        raise StorageError(f"cannot write to {layout.root}: {exc.strerror}", remedy="Give another --out") from exc
+        raise _unwritable(layout, exc) from exc
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as exc:

@@ -9,10 +9,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
 
 from afdc.config import config_hash
 from afdc.errors import ConflictError, InterruptedRunError, StorageError
-from afdc.files import write_json
+from afdc.files import user_path, write_json
 from afdc.layout import RunLayout
 from afdc.result import RoundResult, RunResult
 from afdc_pipeline.context import JobContext, Meter
@@ -22,11 +25,19 @@ from afdc_pipeline.seams import Engine, Progress, Trainer
 from afdc_server.duplicates import SqliteDuplicateIndex
 from afdc_server.ledger import SqlLedger, open_sqlite
 from afdc_server.local.finish import finish, usage_so_far
-from afdc_server.local.folder import check_folder, claim_folder, hold_folder, job_id, job_identity
+from afdc_server.local.folder import (
+    check_claim,
+    check_folder,
+    check_writable,
+    claim_folder,
+    hold_folder,
+    job_id,
+    job_identity,
+)
 from afdc_server.local.lengths import check_lengths
-from afdc_server.local.plan import plan_request
+from afdc_server.local.plan import describe_inputs, plan_request
 from afdc_server.local.request import CheckedRequest, RunRequest, check_request
-from afdc_server.models import ModelRef, detect_device, resolve_model
+from afdc_server.models import Device, ModelRef, detect_device, local_model, resolve_model
 from afdc_server.store import ParquetStore
 
 WALL_SECONDS = "wall_seconds"
@@ -59,11 +70,28 @@ def real_parts() -> Parts:
     return Parts(engine, trainer)
 
 
-def plan_local(request: RunRequest) -> Plan:
-    """What a run would do and cost, from the files and settings alone. Nothing is started or written."""
-    check_folder(RunLayout(request.out))
+def plan_local(request: RunRequest) -> tuple[Plan, dict[str, Any]]:
+    """What a run would do and cost, and what it was given. Nothing is started, fetched or left behind.
+
+    Raises:
+        AfdcError: as `run_local` before it starts anything; the model's files are only looked at where they are here.
+    """
+    layout = RunLayout(user_path(request.out).resolve())
+    check_folder(layout)
     checked = check_request(request)
-    return plan_request(checked, request.config, detect_device(request.config.engine.device))
+    device = _devices(request)
+    model = local_model(request.config.model, device)
+    if model is not None:
+        check_lengths(checked, request, model)
+        check_claim(layout, job_identity(checked, request.config, model))
+    check_writable(layout)
+    return plan_request(checked, request.config, device), describe_inputs(checked, request.config, device)
+
+
+def _devices(request: RunRequest) -> Device:
+    """The engine's device, when that of the trainer is here too."""
+    detect_device(request.config.train.device, "train.device")
+    return detect_device(request.config.engine.device)
 
 
 def run_local(request: RunRequest, progress: Progress, parts: Parts | None = None) -> RunResult:
@@ -72,10 +100,10 @@ def run_local(request: RunRequest, progress: Progress, parts: Parts | None = Non
     Raises:
         AfdcError: see `afdc.errors`; whatever was finished before is kept and the same command goes on from there.
     """
-    layout = RunLayout(request.out.expanduser().resolve())
+    layout = RunLayout(user_path(request.out).resolve())
     check_folder(layout)
     checked = check_request(request)
-    model = resolve_model(request.config.model, detect_device(request.config.engine.device))
+    model = resolve_model(request.config.model, _devices(request))
     identity = job_identity(checked, request.config, model)
     check_lengths(checked, request, model)
     with hold_folder(layout):
@@ -89,10 +117,11 @@ def run_local(request: RunRequest, progress: Progress, parts: Parts | None = Non
 
 
 def finished_result(layout: RunLayout) -> RunResult | None:
-    """The result of a run that has succeeded, or None."""
-    if not layout.result.exists():
+    """The result of a run that has succeeded, or None. One that cannot be read is written anew by the run."""
+    try:
+        result = RunResult.model_validate_json(layout.result.read_bytes())
+    except (FileNotFoundError, ValidationError):
         return None
-    result = RunResult.model_validate_json(layout.result.read_bytes())
     return result if result.status == "succeeded" else None
 
 

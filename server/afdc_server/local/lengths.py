@@ -6,11 +6,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from afdc.errors import InputError
+from afdc.inputs import read_examples
 from afdc.prompting import PromptCodec
+from afdc.task import normalise_text
 from afdc_pipeline.stages.answer import answer_room
 from afdc_server.engine.build import load_tokenizer, model_length
 from afdc_server.local.request import CheckedRequest, RunRequest
 from afdc_server.models import ModelRef
+
+MIN_TEXT_TOKENS = 8
 
 
 def check_lengths(checked: CheckedRequest, request: RunRequest, model: ModelRef) -> None:
@@ -22,6 +26,7 @@ def check_lengths(checked: CheckedRequest, request: RunRequest, model: ModelRef)
     """
     limit = min(request.config.engine.max_model_len, model_length(model.path))
     codec = PromptCodec(load_tokenizer(model.path), checked.task)
+    _check_template(codec, limit, request)
     if checked.task.is_open:
         _check_answers(codec, limit, request, checked)
         return
@@ -39,6 +44,7 @@ def _check_answers(codec: PromptCodec, limit: int, request: RunRequest, checked:
             raise InputError(
                 f"{seed.label[:40]!r}...: the answer has {have} tokens and {room} are allowed",
                 path=str(request.seeds),
+                line=_line_of(request.seeds, seed.text),
                 remedy="Shorten it, or raise answer.max_tokens or engine.max_model_len",
             )
     _check_texts(codec, limit - room, request.seeds, (seed.text for seed in checked.seeds))
@@ -51,4 +57,23 @@ def _check_texts(codec: PromptCodec, limit: int, path: Path, texts: Iterable[str
         try:
             codec.check_length(text, limit)
         except InputError as exc:
-            raise InputError(f"{text[:40]!r}...: {exc.message}", path=str(path), remedy=exc.remedy) from exc
+            message = f"{text[:40]!r}...: {exc.message}"
+            raise InputError(message, path=str(path), line=_line_of(path, text), remedy=exc.remedy) from exc
+
+
+def _check_template(codec: PromptCodec, limit: int, request: RunRequest) -> None:
+    """Instruction and labels must leave room for a text; otherwise the first text would be blamed for them."""
+    have = len(codec.prompt_ids(""))
+    longest = 0 if codec.task.is_open else limit - codec.max_prompt_tokens(limit)
+    if limit - have - longest < MIN_TEXT_TOKENS:
+        named = "" if codec.task.is_open else f", the longest label {longest},"
+        raise InputError(
+            f"the instruction takes {have} tokens{named} and {limit} are all that fit, text included",
+            path=str(request.task or request.seeds),
+            remedy="Shorten instruction, descriptions or labels, or raise engine.max_model_len",
+        )
+
+
+def _line_of(path: Path, text: str) -> int | None:
+    """The line of a text in a file of examples; read again, since only a message needs it."""
+    return next((one.line for one in read_examples(path) if normalise_text(one.text) == text), None)

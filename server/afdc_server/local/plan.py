@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import replace
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from afdc.config import RunConfig
+from afdc.files import user_path
 from afdc.inputs import iter_texts
 from afdc.precision import plan_precision
 from afdc_pipeline.estimate import Plan, PlanInputs, make_plan
 from afdc_server.gpu import compute_capability
 from afdc_server.local.request import CheckedRequest
-from afdc_server.models import resolve_model
+from afdc_server.models import DEFAULT_MODEL, resolve_model
 
 SIZE_IN_NAME = re.compile(r"(\d+(?:\.\d+)?)\s*([BM])(?![A-Za-z])", re.IGNORECASE)
 DEFAULT_PARAMETERS = {"cpu": 135e6, "cuda": 4e9}
@@ -36,9 +37,26 @@ def plan_request(checked: CheckedRequest, config: RunConfig, device: Literal["cp
     return replace(plan, precision=plan_precision(config.engine.dtype, config.train.dtype, compute_capability()))
 
 
+def describe_inputs(checked: CheckedRequest, config: RunConfig, device: Literal["cpu", "cuda"]) -> dict[str, Any]:
+    """What was read of the user's files, and the model and device that were settled."""
+    counts = Counter(seed.label for seed in checked.seeds)
+    per_label = {} if checked.task.is_open else {name: counts[name] for name in checked.task.names}
+    return {
+        "model": config.model or DEFAULT_MODEL[device],
+        "device": device,
+        "instruction": checked.task.instruction,
+        "labels": len(checked.task.names),
+        "seeds": len(checked.seeds),
+        "seeds_per_label": per_label,
+        "held_out_seeds": sum(seed.holdout for seed in checked.seeds),
+        "repeated_seeds_dropped": checked.duplicates,
+        "eval_rows": len(checked.eval),
+    }
+
+
 def model_parameters(name: str, device: Literal["cpu", "cuda"]) -> float:
     """Parameters of a local model; of a hub model what its name says, so that a plan downloads nothing."""
-    if name and Path(name).is_dir():
+    if name and user_path(name).is_dir():
         return resolve_model(name, device).parameters
     found = SIZE_IN_NAME.search(name)
     if not found:
