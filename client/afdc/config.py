@@ -25,7 +25,7 @@ MAX_ROWS = 1_000_000_000
 NUMBERS = {int, float}
 
 
-class Settings(Model):
+class SettingsTable(Model):
     """Base of the tables of settings. A value of another kind is refused, not turned into the wanted one."""
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -55,7 +55,7 @@ def _kinds(annotation: Any) -> set[type]:
     return {annotation}
 
 
-class EngineConfig(Settings):
+class EngineConfig(SettingsTable):
     """The vLLM engine. None or "auto" means: chosen for the device (docs/engine.md has the table)."""
 
     device: Device = Field(default="auto", description="where the model runs; auto: a GPU where there is one")
@@ -98,7 +98,7 @@ class EngineConfig(Settings):
     )
 
 
-class AugmentConfig(Settings):
+class AugmentConfig(SettingsTable):
     """Generation of variants x~ ~ M(x | x_i, y_i)."""
 
     rounds: int = Field(default=1, ge=0, le=10_000, description="R: passes over the seeds")
@@ -122,7 +122,7 @@ class AugmentConfig(Settings):
     )
 
 
-class AnswerConfig(Settings):
+class AnswerConfig(SettingsTable):
     """Open tasks only: how answers are sampled and compared."""
 
     samples: int = Field(default=4, ge=1, le=256, description="n: answers a text and labeller")
@@ -136,7 +136,7 @@ class AnswerConfig(Settings):
     )
 
 
-class SelectConfig(Settings):
+class SelectConfig(SettingsTable):
     """Which scored candidates become training rows (D2)."""
 
     strategy: Strategy = Field(default="confidence", description="which rows are the most valuable")
@@ -168,7 +168,7 @@ class SelectConfig(Settings):
     weighted: bool = Field(default=False, description="weight a row by its confidence")
 
 
-class TrainConfig(Settings):
+class TrainConfig(SettingsTable):
     """One LoRA round."""
 
     rank: Literal[1, 8, 16, 32, 64, 128] = Field(default=16, description="LoRA rank r")
@@ -195,7 +195,7 @@ class TrainConfig(Settings):
     )
 
 
-class LoopConfig(Settings):
+class LoopConfig(SettingsTable):
     """Self-training rounds and when to stop."""
 
     rounds: int = Field(default=2, ge=0, le=1000, description="T: fine-tune, swap, relabel")
@@ -223,7 +223,7 @@ class LoopConfig(Settings):
     )
 
 
-class RunConfig(Settings):
+class RunConfig(SettingsTable):
     """A whole job. `seed` fixes every random choice that is ours to make."""
 
     preset: Preset = Field(default="default", description="set of defaults, see above")
