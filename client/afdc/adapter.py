@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 from afdc.errors import AdapterError
 from afdc.files import publish_folder, rename_folder, sha256_file
 from afdc.prompting import PromptCodec
-from afdc.task import Model, Task
+from afdc.task import Model, Task, first_fault
 
 MANIFEST_FILE = "manifest.json"
 CONFIG_FILE = "adapter_config.json"
@@ -91,9 +91,8 @@ def read_manifest(folder: Path) -> AdapterManifest:
     except FileNotFoundError as exc:
         raise AdapterError(f"{folder} is not an AFDC adapter: {MANIFEST_FILE} is missing") from exc
     except ValidationError as exc:
-        first = exc.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        reason = f"{where}: {first['msg']}" if where else first["msg"]
+        where, _, message = first_fault(exc)
+        reason = f"{where}: {message}" if where else message
         raise AdapterError(f"{path} is not an adapter's manifest: {reason}", remedy="Copy the folder again") from exc
     except OSError as exc:
         raise AdapterError(f"{path} cannot be read: {exc.strerror}", remedy="Check its permissions") from exc

@@ -25,7 +25,7 @@ from afdc.records import (
     text_records,
     type_name,
 )
-from afdc.task import MAX_LABELS, Example, Label, Task, normalise_text
+from afdc.task import MAX_LABELS, Example, Label, Task, first_fault, normalise_text
 
 MAX_PROBLEMS = 20
 IN_QUOTES = "Write it in quotes"
@@ -135,9 +135,8 @@ def read_task(path: Path) -> Task:
     try:
         task = Task.model_validate(data)
     except ValidationError as exc:
-        first = exc.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        message = TASK_FAULTS.get(first["type"], first["msg"].removeprefix("Value error, "))
+        where, kind, found = first_fault(exc)
+        message = TASK_FAULTS.get(kind, found)
         told = f"{where}: {message}" if where else message if isinstance(data, dict) else "not a JSON object"
         raise InputError(told, path=str(path), remedy=AS_TASK) from exc
     _check_wording(path, "the instruction", task.instruction)

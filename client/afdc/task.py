@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 MAX_LABELS = 1024
 DEFAULT_INSTRUCTION = "Classify the text."
@@ -17,6 +17,12 @@ class Model(BaseModel):
     """Base of everything read from outside: unknown keys are errors, values do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def first_fault(exc: ValidationError) -> tuple[str, str, str]:
+    """Where (dotted, "" for the whole), kind and message of the first fault that pydantic found."""
+    fault = exc.errors(include_url=False, include_input=False)[0]
+    return ".".join(map(str, fault["loc"])), fault["type"], fault["msg"].removeprefix("Value error, ")
 
 
 def _clean_name(value: Any) -> Any:

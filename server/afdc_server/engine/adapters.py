@@ -138,7 +138,7 @@ class AdapterTable:
         entry.draining = True
         try:
             await entry.idle.wait()
-        except BaseException:
+        except BaseException:  # whatever ends the wait, a cancellation too, nobody unloads it now
             entry.draining = False
             raise
         return entry.slot if self._holds(entry.slot) else None

@@ -161,7 +161,7 @@ class Supervisor:
         try:
             while not await self._lent(work):
                 pass
-        except BaseException:
+        except BaseException:  # whatever it was, a cancellation too, waiting work must go on
             self._open.set()
             raise
 

@@ -64,7 +64,7 @@ async def all_or_none(work: Iterable[Coroutine[Any, Any, Result]]) -> list[Resul
     tasks = [asyncio.ensure_future(one) for one in work]
     try:
         return await asyncio.gather(*tasks)
-    except BaseException:
+    except BaseException:  # also a cancellation: no task may outlive the call
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

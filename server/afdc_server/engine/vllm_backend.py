@@ -201,7 +201,7 @@ class VllmBackend:
         try:
             await self._llm.pause_generation(mode="wait")
             await self._llm.release_kv_cache_memory()
-        except BaseException as exc:
+        except BaseException as exc:  # also a cancellation: a paused engine would never answer again
             with suppress(Exception):  # a dead engine cannot go on; the first error says what happened
                 await self.reclaim_device()
             if isinstance(exc, Exception):  # as in `add_adapter`

@@ -85,7 +85,7 @@ def plan_local(request: RunRequest) -> tuple[Plan, dict[str, Any]]:
         check_lengths(checked, request, model)
         check_claim(layout, job_identity(checked, request.config, model))
     check_writable(layout)
-    return plan_request(checked, request.config, device), describe_inputs(checked, request.config, device)
+    return plan_request(checked, request.config, device, model), describe_inputs(checked, request.config, device)
 
 
 def _devices(request: RunRequest) -> Device:

@@ -8,7 +8,6 @@ from pathlib import Path
 from afdc.errors import InputError
 from afdc.inputs import read_examples
 from afdc.prompting import PromptCodec
-from afdc.task import normalise_text
 from afdc_pipeline.stages.answer import answer_room
 from afdc_server.engine.build import load_tokenizer, model_length
 from afdc_server.local.request import CheckedRequest, RunRequest
@@ -63,12 +62,10 @@ def _check_texts(codec: PromptCodec, limit: int, path: Path, texts: Iterable[str
 
 def _check_template(codec: PromptCodec, limit: int, request: RunRequest) -> None:
     """Instruction and labels must leave room for a text; otherwise the first text would be blamed for them."""
-    have = len(codec.prompt_ids(""))
-    longest = 0 if codec.task.is_open else limit - codec.max_prompt_tokens(limit)
-    if limit - have - longest < MIN_TEXT_TOKENS:
-        named = "" if codec.task.is_open else f", the longest label {longest},"
+    have, room = len(codec.prompt_ids("")), codec.max_prompt_tokens(limit)
+    if room - have < MIN_TEXT_TOKENS:
         raise InputError(
-            f"the instruction takes {have} tokens{named} and {limit} are all that fit, text included",
+            f"the instruction takes {have} tokens, and {room} fit beside the longest answer, the text included",
             path=str(request.task or request.seeds),
             remedy="Shorten instruction, descriptions or labels, or raise engine.max_model_len",
         )
@@ -76,4 +73,4 @@ def _check_template(codec: PromptCodec, limit: int, request: RunRequest) -> None
 
 def _line_of(path: Path, text: str) -> int | None:
     """The line of a text in a file of examples; read again, since only a message needs it."""
-    return next((one.line for one in read_examples(path) if normalise_text(one.text) == text), None)
+    return next((one.line for one in read_examples(path) if one.text == text), None)

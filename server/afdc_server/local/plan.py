@@ -5,29 +5,28 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from afdc.config import RunConfig
-from afdc.files import user_path
 from afdc.inputs import iter_texts
 from afdc.precision import plan_precision
 from afdc_pipeline.estimate import Plan, PlanInputs, make_plan
 from afdc_server.gpu import compute_capability
 from afdc_server.local.request import CheckedRequest
-from afdc_server.models import DEFAULT_MODEL, resolve_model
+from afdc_server.models import DEFAULT_MODEL, Device, ModelRef
 
 SIZE_IN_NAME = re.compile(r"(\d+(?:\.\d+)?)\s*([BM])(?![A-Za-z])", re.IGNORECASE)
 DEFAULT_PARAMETERS = {"cpu": 135e6, "cuda": 4e9}
 
 
-def plan_request(checked: CheckedRequest, config: RunConfig, device: Literal["cpu", "cuda"]) -> Plan:
-    """Counts, tokens and seconds of the run."""
+def plan_request(checked: CheckedRequest, config: RunConfig, device: Device, model: ModelRef | None) -> Plan:
+    """Counts, tokens and seconds of the run; `model` is None where it would have to be fetched."""
     unlabeled = sum(1 for _ in iter_texts(checked.unlabeled)) if checked.unlabeled else 0
     inputs = PlanInputs(
         task=checked.task,
         seeds=checked.seeds,
         device=device,
-        parameters=model_parameters(config.model, device),
+        parameters=model.parameters if model else guess_parameters(config.model, device),
         eval_rows=len(checked.eval),
         unlabeled_rows=unlabeled,
     )
@@ -37,7 +36,7 @@ def plan_request(checked: CheckedRequest, config: RunConfig, device: Literal["cp
     return replace(plan, precision=plan_precision(config.engine.dtype, config.train.dtype, compute_capability()))
 
 
-def describe_inputs(checked: CheckedRequest, config: RunConfig, device: Literal["cpu", "cuda"]) -> dict[str, Any]:
+def describe_inputs(checked: CheckedRequest, config: RunConfig, device: Device) -> dict[str, Any]:
     """What was read of the user's files, and the model and device that were settled."""
     counts = Counter(seed.label for seed in checked.seeds)
     per_label = {} if checked.task.is_open else {name: counts[name] for name in checked.task.names}
@@ -54,10 +53,8 @@ def describe_inputs(checked: CheckedRequest, config: RunConfig, device: Literal[
     }
 
 
-def model_parameters(name: str, device: Literal["cpu", "cuda"]) -> float:
-    """Parameters of a local model; of a hub model what its name says, so that a plan downloads nothing."""
-    if name and user_path(name).is_dir():
-        return resolve_model(name, device).parameters
+def guess_parameters(name: str, device: Device) -> float:
+    """What the name of a model says of its size, so that a plan downloads nothing."""
     found = SIZE_IN_NAME.search(name)
     if not found:
         return DEFAULT_PARAMETERS[device]
