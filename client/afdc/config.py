@@ -184,6 +184,15 @@ class TrainConfig(SettingsTable):
     batch_size: int = Field(default=16, ge=1, le=1 << 16, description="rows an optimiser step")
     warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps with rising learning rate")
     weight_decay: float = Field(default=0.0, ge=0, le=100, description="AdamW weight decay")
+    contrastive: float = Field(
+        default=0.0,
+        ge=0,
+        le=100,
+        description="weight of the supervised contrastive loss, which pulls texts of one label together; 0: none",
+    )
+    contrastive_temperature: float = Field(
+        default=0.1, gt=0, le=10, description="its temperature: lower values look at the nearest texts"
+    )
     label_smoothing: float = Field(
         default=0.0, ge=0, lt=1, description="share of each label token's target spread over the vocabulary"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,17 @@ def test_schedule_repeats_gold_and_depends_on_the_seed_alone(tiny: Path, make_jo
     assert steps != schedule(ROWS, job.model_copy(update={"seed": 4}))
     assert Counter(i for step in steps for i in step) == {0: 12, 1: 12, 2: 3, 3: 3, 4: 3, 5: 3}
     assert {len(step) for step in steps} == {4}
+
+
+def test_with_contrast_rows_of_a_label_stand_in_pairs_and_none_is_lost(tiny: Path, make_job: JobMaker) -> None:
+    rows = [TrainRow(text=f"{label} {number}", targets={label: 1.0}) for label in range(40) for number in range(5)]
+    job = make_job(tiny, epochs=2, config={"contrastive": 1.0, "batch_size": 8})
+    steps = schedule(rows, job)
+    assert Counter(row for step in steps for row in step) == dict.fromkeys(range(200), 2)
+    assert steps[:25] != steps[25:]
+    order = [row // 5 for step in steps[:25] for row in step]
+    repeats = sum(a == b for a, b in pairwise(order))
+    assert repeats >= 80  # two pairs a label of five rows; a plain shuffle of 40 labels has four or so
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from torch import Tensor
 from afdc.config import TrainConfig
 from afdc.prompting import PromptCodec
 from afdc_trainer.data import Example, encode_row
+from afdc_trainer.gradient import Batch, Gradient
 from afdc_trainer.lora import LoraWeights
-from afdc_trainer.model import load_model, pack_loss
-from afdc_trainer.pack import build_pack, split_examples
+from afdc_trainer.model import load_model
+from afdc_trainer.ranks import Ranks
 from tests.trainer.conftest import ROWS, codec_of
 
 pytestmark = pytest.mark.trainer
@@ -27,16 +29,23 @@ def random_state(weights: LoraWeights) -> dict[str, Tensor]:
     return {name: torch.randn(t.shape, generator=generator) * 0.02 for name, t in weights.state().items()}
 
 
-def ours(model: Path, examples: list[Example], codec: PromptCodec, config: TrainConfig, budget: int) -> Any:
+def ours(
+    model: Path,
+    examples: list[Example],
+    codec: PromptCodec,
+    config: TrainConfig,
+    budget: int,
+    entries: Sequence[int] = (),
+) -> Any:
+    """Loss and gradients of a batch of `entries` (row numbers; all rows once where there are none), as sums."""
     language_model = load_model(model, torch.float32, CPU)
     weights = LoraWeights(language_model, config, CPU)
     weights.load(random_state(weights))
-    loss = 0.0
-    for group in split_examples(len(codec.prefix_ids), examples, budget):
-        part = pack_loss(language_model, build_pack(codec.prefix_ids, group), config.label_smoothing)
-        part.backward()
-        loss += float(part.detach())
+    batch = Batch(entries or range(len(examples)), [examples[row] for row in entries or range(len(examples))])
+    loss, _ = Gradient(language_model, codec.prefix_ids, config, Ranks()).add(batch, budget)
+    loss *= len(batch.rows)
     assert weights.flat.grad is not None
+    weights.flat.grad *= len(batch.rows)
     sizes = [tensor.numel() for tensor in weights.state().values()]
     named = dict(zip(weights.state(), torch.split(weights.flat.grad, sizes), strict=True))
     return loss, named, random_state(weights), weights.targets
@@ -102,3 +111,50 @@ def test_loss_and_gradients_equal_peft_on_a_padded_batch(
     for name, gradient in gradients.items():
         assert (gradient.view_as(reference[name]) - reference[name]).norm() <= 1e-5 * norm, name
     assert not any("lm_head" in name or "embed" in name for name in gradients)
+
+
+ENTRIES = [0, 5, 3, 1, 4, 0, 2]
+
+
+def plain_contrast(wrapped: Any, codec: PromptCodec, examples: list[Example], config: TrainConfig) -> Tensor:
+    """Sum over ENTRIES by the definition, one unpadded sequence a text."""
+    states = {}
+    for row in set(ENTRIES):
+        ids = torch.tensor([[*codec.prefix_ids, *examples[row].prompt]])
+        states[row] = wrapped(input_ids=ids, output_hidden_states=True).hidden_states[-1][0, -1]
+    total = torch.zeros(())
+    for own in ENTRIES:
+        others = [row for row in ENTRIES if row != own]
+        scores = [torch.cosine_similarity(states[own], states[row], dim=0) for row in others]
+        logprobs = torch.log_softmax(torch.stack(scores) / config.contrastive_temperature, dim=0)
+        alike = [lp for lp, row in zip(logprobs, others, strict=True) if examples[row].label == examples[own].label]
+        if alike:
+            total = total - examples[own].weight * torch.stack(alike).mean()
+    return config.contrastive * total
+
+
+@pytest.mark.parametrize("budget", [4096, 70], ids=["one pack", "several packs"])
+def test_the_contrastive_loss_and_its_gradients_are_those_of_its_definition(tiny: Path, budget: int) -> None:
+    config, codec = TrainConfig(rank=8, contrastive=0.7, contrastive_temperature=0.2), codec_of(tiny)
+    examples = [encode_row(codec, row, 256) for row in ROWS]
+    loss, gradients, state, targets = ours(tiny, examples, codec, config, budget, ENTRIES)
+    wrapped = peft_reference(tiny, state, targets, config)
+    expected = plain_loss(wrapped, codec, [examples[row] for row in ENTRIES], "right", 0.0)
+    contrast = plain_contrast(wrapped, codec, examples, config)
+    assert float(contrast.detach()) > 1
+    (expected + contrast).backward()
+    assert loss == pytest.approx(float((expected + contrast).detach()), abs=1e-5, rel=1e-5)
+    reference = {n.replace(".default", ""): p.grad for n, p in wrapped.named_parameters() if p.requires_grad}
+    norm = torch.cat([g.flatten() for g in reference.values()]).norm()
+    for name, gradient in gradients.items():
+        assert (gradient.view_as(reference[name]) - reference[name]).norm() <= 1e-5 * norm, name
+
+
+def test_a_batch_without_two_rows_of_a_label_has_no_contrast(tiny: Path) -> None:
+    codec = codec_of(tiny)
+    examples = [encode_row(codec, row, 256) for row in ROWS]
+    losses = [
+        ours(tiny, examples, codec, TrainConfig(rank=8, contrastive=weight), 4096, [0, 1, 2])[0]
+        for weight in (0.0, 1.0)
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)

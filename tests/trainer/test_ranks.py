@@ -146,3 +146,15 @@ async def test_a_retry_does_not_hide_why_the_first_try_ended(tiny: Path, make_jo
 
     with pytest.raises(TrainerError, match=r"killed by SIGSEGV.* Started again it failed, too: .*not a training row"):
         await SubprocessTrainer(tmp_path / "logs", kill_and_spoil).fit(job)
+
+
+@pytest.mark.trainer
+async def test_two_processes_train_as_one_does_with_contrast_between_their_rows(
+    tiny: Path, make_job: JobMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {"dropout": 0.0, "contrastive": 1.0}
+    alone = await SubprocessTrainer(tmp_path / "logs").fit(make_job(tiny, "alone", config=config))
+    monkeypatch.setenv("AFDC_TRAIN_PROCESSES", "2")
+    together = await SubprocessTrainer(tmp_path / "logs").fit(make_job(tiny, "together", config=config))
+    assert together.losses == pytest.approx(alone.losses, abs=1e-4)
+    assert alone.losses[0] > 0

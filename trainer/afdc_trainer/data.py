@@ -27,10 +27,17 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """What follows the shared prefix (text and suffix ids), and the answers trained on or scored there."""
+    """What follows the shared prefix (text and suffix ids), and the answers trained on or scored there.
+
+    Attributes:
+        label: the row's most probable label; None for a row of an open task and for one that is only scored.
+        weight: of the row in the contrastive loss; the branches' coefficients have it in them already.
+    """
 
     prompt: tuple[int, ...]
     branches: tuple[Branch, ...]
+    label: int | None = None
+    weight: float = 1.0
 
     @property
     def tokens(self) -> int:
@@ -111,7 +118,12 @@ def encode_row(codec: PromptCodec, row: TrainRow, max_tokens: int) -> Example:
             f"the text {row.text[:60]!r} needs {have} tokens with its label or answer and {max_tokens} fit",
             remedy="Shorten it or raise engine.max_model_len",
         )
-    return Example(prompt, tuple(branches))
+    return Example(prompt, tuple(branches), top_label(row), row.weight)
+
+
+def top_label(row: TrainRow) -> int | None:
+    """The most probable label, the first of equals; None for a row of an open task."""
+    return max(row.targets, key=lambda label: (row.targets[label], -label)) if row.targets else None
 
 
 def _completions(codec: PromptCodec, row: TrainRow) -> list[tuple[tuple[int, ...], float]]:
@@ -124,14 +136,31 @@ def _completions(codec: PromptCodec, row: TrainRow) -> list[tuple[tuple[int, ...
 def schedule(rows: Sequence[TrainRow], job: TrainJob) -> list[list[int]]:
     """Row indices of every optimiser step of the run: each epoch is a fresh shuffle, gold rows repeated.
 
-    Rows are packed without padding, so batches need no sorting by length and every shuffle is uniform.
+    Rows are packed without padding, so batches need no sorting by length and every shuffle is uniform. With the
+    contrastive loss the shuffle is one of pairs of the same label: where there are many labels, a batch would else
+    hold hardly two rows of one.
     """
     entries = np.repeat(np.arange(len(rows)), [job.gold_repeat if row.gold else 1 for row in rows])
+    labels = [top_label(row) for row in rows] if job.config.contrastive else []
     steps: list[list[int]] = []
     for epoch in range(job.epochs):
-        order = np.random.default_rng([job.seed, epoch]).permutation(entries).tolist()
-        steps += list(_batches(order, job.config.batch_size))
+        rng = np.random.default_rng([job.seed, epoch])
+        order = rng.permutation(entries).tolist()
+        steps += list(_batches(_paired(order, labels, rng) if labels else order, job.config.batch_size))
     return steps
+
+
+def _paired(order: Sequence[int], labels: Sequence[int | None], rng: np.random.Generator) -> list[int]:
+    """The same entries, those of one label two by two, the pairs shuffled; an odd one stands alone."""
+    open_pairs: dict[int | None, list[int]] = {}
+    pairs: list[list[int]] = []
+    for row in order:
+        pair = open_pairs.pop(labels[row], None)
+        if pair is None:
+            pair = open_pairs[labels[row]] = []
+            pairs.append(pair)
+        pair.append(row)
+    return [row for place in rng.permutation(len(pairs)).tolist() for row in pairs[place]]
 
 
 def _batches(order: list[int], size: int) -> Iterator[list[int]]:

@@ -18,9 +18,8 @@ from afdc.training import PROGRESS_FILE, TrainJob
 from afdc_trainer import checkpoint
 from afdc_trainer.checkpoint import Trace
 from afdc_trainer.data import Example
+from afdc_trainer.gradient import Batch, Gradient
 from afdc_trainer.lora import LoraWeights
-from afdc_trainer.model import pack_loss
-from afdc_trainer.pack import build_pack, split_examples
 from afdc_trainer.ranks import Ranks
 
 MAX_NORM = 1.0
@@ -82,7 +81,8 @@ class Fit:
     def _step(self, optimizer: torch.optim.AdamW, trace: Trace) -> float:
         """One optimiser step; the loss is the mean over the batch's rows."""
         torch.manual_seed((self.job.seed * 1_000_003 + trace.step) % MAX_SEED)
-        batch = [self.examples[index] for index in self.steps[trace.step]]
+        rows = self.steps[trace.step]
+        batch = Batch(rows, [self.examples[row] for row in rows])
         loss = self.ranks.total(self._backward_within_memory(batch, trace))
         gradient = self.weights.flat.grad
         assert gradient is not None  # noqa: S101  # set once in LoraWeights; narrows the type
@@ -105,7 +105,7 @@ class Fit:
             return (step + 1) / warm
         return (len(self.steps) - step) / (len(self.steps) - warm)
 
-    def _backward_within_memory(self, batch: Sequence[Example], trace: Trace) -> float:
+    def _backward_within_memory(self, batch: Batch, trace: Trace) -> float:
         """Where memory runs out: smaller packs, then recomputed activations, then an error with a remedy."""
         while True:
             try:
@@ -113,7 +113,7 @@ class Fit:
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as exc:
                 if not is_out_of_memory(exc):
                     raise
-                smallest = len(self.prefix) + max(example.tokens for example in batch)
+                smallest = len(self.prefix) + max(example.tokens for example in batch.examples)
                 if trace.budget <= smallest and trace.recompute:
                     raise TrainerError(
                         f"one row of {smallest} tokens does not fit in memory: {exc}",
@@ -129,21 +129,13 @@ class Fit:
         if self.weights.flat.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _backward(self, batch: Sequence[Example], trace: Trace) -> float:
+    def _backward(self, batch: Batch, trace: Trace) -> float:
         gradient = self.weights.flat.grad
         assert gradient is not None  # noqa: S101  # set once in LoraWeights; narrows the type
         gradient.zero_()
-        mine = batch[self.ranks.rank :: self.ranks.size]
-        loss = torch.zeros((), device=gradient.device)
-        tokens = 0
-        for group in split_examples(len(self.prefix), mine, trace.budget) if mine else []:
-            pack = build_pack(self.prefix, group)
-            part = pack_loss(self.model, pack, self.job.config.label_smoothing) / len(batch)
-            part.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
-            loss += part.detach()
-            tokens += len(pack.ids)
+        loss, tokens = Gradient(self.model, self.prefix, self.job.config, self.ranks).add(batch, trace.budget)
         trace.tokens += tokens
-        return float(loss)
+        return loss
 
     def _report(self, trace: Trace) -> None:
         if self.ranks.first:

@@ -104,9 +104,33 @@ def _slides(config: Any) -> bool:
 
 def predictions(model: Any, pack: Pack) -> Tensor:
     """Float32 log-probabilities [M, vocabulary] at the pack's kept positions, under the model and its LoRA."""
+    return _logprobs(_forward(model, pack, states=False))
+
+
+def prompt_states(model: Any, pack: Pack) -> Tensor:
+    """Float32 [B, width]: the last layer's state behind each prompt, from which the first answer token is predicted."""
+    return _prompt_states(_forward(model, pack, states=True), pack)
+
+
+def predictions_and_states(model: Any, pack: Pack) -> tuple[Tensor, Tensor]:
+    """`predictions` and `prompt_states` of one forward pass."""
+    output = _forward(model, pack, states=True)
+    return _logprobs(output), _prompt_states(output, pack)
+
+
+def _logprobs(output: Any) -> Tensor:
+    return torch.log_softmax(output.logits[0].float(), dim=-1)
+
+
+def _prompt_states(output: Any, pack: Pack) -> Tensor:
+    last: Tensor = output.hidden_states[-1][0]
+    return last[torch.from_numpy(pack.ends).to(last.device)].float()
+
+
+def _forward(model: Any, pack: Pack, *, states: bool) -> Any:
     device = model.device
     tree = Tree.of(pack, device, model.dtype)
-    output = model(
+    return model(
         input_ids=torch.from_numpy(pack.ids).to(device)[None],
         position_ids=torch.from_numpy(pack.positions).to(device)[None],
         attention_mask=torch.zeros(
@@ -114,17 +138,16 @@ def predictions(model: Any, pack: Pack) -> Tensor:
         ),  # 4D: "ready made", so none is built
         logits_to_keep=torch.from_numpy(pack.keep).to(device),
         use_cache=False,
+        output_hidden_states=states,
         tree=tree,
     )
-    return torch.log_softmax(output.logits[0].float(), dim=-1)
 
 
-def pack_loss(model: Any, pack: Pack, label_smoothing: float) -> Tensor:
-    """Sum over the pack's predictions of coef * cross-entropy, a scalar.
+def answer_loss(logprobs: Tensor, pack: Pack, label_smoothing: float) -> Tensor:
+    """Sum over the pack's predictions of coef * cross-entropy, a scalar. `logprobs`: as `predictions` gives them.
 
     Label smoothing mixes each target token with the uniform distribution over the vocabulary (Szegedy et al. 2016).
     """
-    logprobs = predictions(model, pack)
     at, targets = torch.from_numpy(pack.at).to(logprobs.device), torch.from_numpy(pack.targets).to(logprobs.device)
     nll = -logprobs[at, targets]
     if label_smoothing:

@@ -34,6 +34,7 @@ class Pack:
         targets: int64 [K], ids to predict.
         coefs: float32 [K], what each negative log-likelihood counts in the loss.
         branch: int64 [K], number of the answer, counted through the pack.
+        ends: int64 [B], the last token of each example's prompt: behind it the answer begins.
     """
 
     ids: Ints
@@ -47,6 +48,7 @@ class Pack:
     targets: Ints
     coefs: NDArray[np.float32]
     branch: Ints
+    ends: Ints
 
 
 def build_pack(prefix: Sequence[int], examples: Sequence[Example]) -> Pack:
@@ -54,8 +56,10 @@ def build_pack(prefix: Sequence[int], examples: Sequence[Example]) -> Pack:
     depth = len(prefix)
     ids, positions = list(prefix), list(range(depth))
     sources: list[int] = []
+    ends: list[int] = []
     for example in examples:
         start, length = len(ids), len(example.prompt)
+        ends.append(start + length - 1)
         ids += example.prompt
         positions += range(depth, depth + length)
         for branch in example.branches:
@@ -78,6 +82,7 @@ def build_pack(prefix: Sequence[int], examples: Sequence[Example]) -> Pack:
         targets=np.asarray([token for branch in branches for token in branch.ids], dtype=np.int64),
         coefs=np.repeat(np.asarray([branch.coef for branch in branches], dtype=np.float32), sizes),
         branch=np.repeat(np.arange(len(branches)), sizes),
+        ends=np.asarray(ends, dtype=np.int64),
     )
 
 
