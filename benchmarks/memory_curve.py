@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from afdc.config import build_config
+from afdc.presets import build_config
 from afdc_pipeline.outcome import kept_rows, rejected_rows
 from afdc_server.export.card import CardFacts
 from afdc_server.export.dataset import write_dataset

@@ -17,7 +17,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from afdc.config import PRESETS, RunConfig
+from afdc.config import RunConfig
+from afdc.presets import PRESETS
 from afdc.result import EvalReport, RunResult
 from afdc_server.export.schema import AUDIT_SCHEMA
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from afdc.cli.run import OPTION_KEYS, RunFlags
-from afdc.config import RunConfig, build_config
+from afdc.config import RunConfig
 from afdc.errors import UsageError
+from afdc.presets import build_config
 from afdc.settings import Layer, Settings, env_layer, file_layer, load_settings, parse_value, set_layer
 
 NO_FLAGS = RunFlags({}, {}).layer()

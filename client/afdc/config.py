@@ -1,17 +1,15 @@
 """Every setting of a job, with its default and its unit.
 
-`preset` names a full set of values; a file (`afdc.toml`, YAML) and flags then override single ones.
+`afdc.presets` builds one from a preset, a file (`afdc.toml`, YAML) and flags, each overriding the one before.
 """
 
 from __future__ import annotations
 
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import Field
 
-from afdc.files import canonical_json, sha256_bytes
-from afdc.task import Model
+from afdc.tables import SettingsTable
 
 PromptStyle = Literal["auto", "continuation", "chat"]
 Strategy = Literal["confidence", "least_confidence", "margin", "entropy", "committee", "diversity"]
@@ -22,37 +20,7 @@ Preset = Literal["default", "paper"]
 
 MAX_SECONDS = 1e6
 MAX_ROWS = 1_000_000_000
-NUMBERS = {int, float}
-
-
-class SettingsTable(Model):
-    """Base of the tables of settings. A value of another kind is refused, not turned into the wanted one."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _check_kind(cls, value: Any, info: ValidationInfo) -> Any:
-        wanted = _kinds(cls.model_fields[info.field_name or ""].annotation)
-        if any(issubclass(kind, BaseModel) for kind in wanted):
-            if not isinstance(value, BaseModel | dict):
-                raise ValueError("a table of settings belongs here")
-        elif isinstance(value, bool) and bool not in wanted:
-            raise ValueError("true and false have no meaning here")
-        elif isinstance(value, str) and str not in wanted:
-            raise ValueError(f"a {'number' if wanted & NUMBERS else 'true or false'} belongs here, without quotes")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and not wanted & NUMBERS:
-            raise ValueError(f"a {'true or false' if bool in wanted else 'name'} belongs here")
-        return value
-
-
-def _kinds(annotation: Any) -> set[type]:
-    """The plain types that an annotation allows."""
-    if get_origin(annotation) is Literal:
-        return {type(choice) for choice in get_args(annotation)}
-    if get_origin(annotation) in (Union, UnionType):
-        return {kind for part in get_args(annotation) for kind in _kinds(part)} - {NoneType}
-    return {annotation}
+POOL_DRAWS, MIN_VARIANTS, MAX_VARIANTS = 1000, 6, 64
 
 
 class EngineConfig(SettingsTable):
@@ -81,6 +49,13 @@ class EngineConfig(SettingsTable):
     sleep_mode: bool = Field(
         default=False, description="CUDA only: give the KV cache's memory to the trainer while it runs"
     )
+    label_floor: float = Field(
+        default=1e-4,
+        ge=0,
+        lt=1,
+        description="with many labels: those that begin with less than this share of the probability are not read to "
+        "their end and share what their beginning has; 0: every label to its end",
+    )
     hang_timeout_s: float = Field(
         default=180.0, gt=0, le=MAX_SECONDS, description="seconds without one token while requests wait"
     )
@@ -102,7 +77,12 @@ class AugmentConfig(SettingsTable):
     """Generation of variants x~ ~ M(x | x_i, y_i)."""
 
     rounds: int = Field(default=1, ge=0, le=10_000, description="R: passes over the seeds")
-    variants: int = Field(default=18, ge=1, le=1_000_000, description="K: variants a seed and round")
+    variants: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="K: variants a seed and round; None: so many that all seeds have about 1,000, from 6 to 64",
+    )
     context_seeds: int = Field(
         default=5, ge=1, le=100, description="same-label seeds shown in a prompt, the parent last"
     )
@@ -120,6 +100,10 @@ class AugmentConfig(SettingsTable):
     min_mean_logprob: float | None = Field(
         default=None, le=0, description="drop variants the generator itself finds less likely, nats a token"
     )
+
+    def variants_of(self, seeds: int) -> int:
+        """K for so many seeds: what was asked for, or a pool of a similar size whether seeds are few or many."""
+        return self.variants or min(max(-(-POOL_DRAWS // max(seeds, 1)), MIN_VARIANTS), MAX_VARIANTS)
 
 
 class AnswerConfig(SettingsTable):
@@ -145,6 +129,14 @@ class SelectConfig(SettingsTable):
         default=True,
         description="keep a generated row only where the scored label is the intended one; open: where samples agree",
     )
+    trust: bool = Field(
+        default=True,
+        description="leave as large a share of the rows, the least confident, out of the data set as the adapter gets "
+        "wrong of the seeds that it did not see; needs loop.folds or loop.holdout, and no target_rows",
+    )
+    out_of_sample: bool = Field(
+        default=True, description="a labeller has no say on a row that it was trained on, where another has one"
+    )
     combine: bool = Field(
         default=False,
         description="label a generated text by the product of its scores and the label it was written for, "
@@ -162,7 +154,7 @@ class SelectConfig(SettingsTable):
         description="rows wanted in D2: no more, and more augment rounds where they fall short",
     )
     align: bool = Field(
-        default=True, description="divide out the labeller's prior so that its mean prediction matches the target mix"
+        default=False, description="divide out the labeller's prior so that its mean prediction matches the target mix"
     )
     soft_targets: bool = Field(default=False, description="train on the label distribution instead of its argmax")
     weighted: bool = Field(default=False, description="weight a row by its confidence")
@@ -185,7 +177,7 @@ class TrainConfig(SettingsTable):
     warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps with rising learning rate")
     weight_decay: float = Field(default=0.0, ge=0, le=100, description="AdamW weight decay")
     contrastive: float = Field(
-        default=0.0,
+        default=1.0,
         ge=0,
         le=100,
         description="weight of the supervised contrastive loss, which pulls texts of one label together; 0: none",
@@ -220,6 +212,13 @@ class LoopConfig(SettingsTable):
     holdout: float = Field(
         default=0.0, ge=0, lt=0.5, description="share of each label's seeds kept out of training to gate adapters"
     )
+    folds: int = Field(
+        default=2,
+        ge=0,
+        le=32,
+        description="k: adapters a round that each leave a fold of the seeds out, to gate and calibrate the round's; "
+        "0 or 1: none; not used where loop.holdout keeps seeds out",
+    )
     patience: int = Field(default=2, ge=1, le=1000, description="rounds without gain on held-out gold before stopping")
     min_flip_rate: float = Field(
         default=0.0, ge=0, le=1, description="epsilon: stop when fewer labels change; 0 is off"
@@ -244,64 +243,3 @@ class RunConfig(SettingsTable):
     select: SelectConfig = SelectConfig()
     train: TrainConfig = TrainConfig()
     loop: LoopConfig = LoopConfig()
-
-
-TOLERANT_ENGINE_KEYS = (
-    "hang_timeout_s",
-    "start_timeout_s",
-    "max_restarts",
-    "max_in_flight",
-    "max_num_seqs",
-    "max_num_batched_tokens",
-    "gpu_memory_utilization",
-    "kv_cache_gib",
-)
-"""Settings of memory and patience: a run may be resumed with others when the first ones did not fit the machine."""
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "paper": {
-        "select": {"strategy": "confidence", "threshold": 0.9, "agreement": False, "balance": False, "align": False},
-        "loop": {"members": 0, "ensemble": False, "rounds": 3},
-        "train": {"seed_repeat": 1, "seed_epochs": 10},
-        "augment": {"variants": 18, "temperature": 1.0},
-    },
-}
-
-
-def build_config(preset: str = "default", *overrides: dict[str, Any]) -> RunConfig:
-    """Merge a preset with nested overrides, the last one winning.
-
-    Raises:
-        pydantic.ValidationError: an unknown key or a value out of range.
-    """
-    merged: dict[str, Any] = {"preset": preset}
-    for layer in (PRESETS.get(preset, {}), *overrides):
-        merged = _merge(merged, layer)
-    return RunConfig.model_validate(merged)
-
-
-def identifying_settings(config: RunConfig) -> dict[str, Any]:
-    """The settings that change the result. How many tries or seconds the engine gets does not.
-
-    Answers that are sampled as by default are left out: tasks with labels have the identity that they always had.
-    """
-    data = config.model_dump(mode="json")
-    for key in TOLERANT_ENGINE_KEYS:
-        data["engine"].pop(key)
-    if config.answer == AnswerConfig():
-        data.pop("answer")
-    return data
-
-
-def config_hash(config: RunConfig) -> str:
-    """Hash of `identifying_settings`."""
-    return sha256_bytes(canonical_json(identifying_settings(config)))
-
-
-def _merge(base: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in layer.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged

@@ -18,9 +18,10 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from afdc.config import RunConfig, build_config
+from afdc.config import RunConfig
 from afdc.errors import UsageError
 from afdc.files import user_path
+from afdc.presets import build_config
 from afdc.records import AS_UTF8
 
 PATH_KEYS = ("seeds", "task", "out", "eval", "unlabeled")

@@ -68,6 +68,7 @@ class TrainJob(Model):
     seed: int
     config: TrainConfig
     continue_from: Path | None = None
+    temperature: float = Field(default=1.0, gt=0, description="of the label scores, written to the manifest")
     probes: tuple[str, ...] = Field(
         description="texts whose label log-probs the trainer reports, to check the swap; open: gold rows"
     )

@@ -127,7 +127,7 @@ class RequestPlan(Sequence[PlannedRequest]):
         for one in self._parents:
             peers.setdefault(self._group(one), {})[one.id] = one
         self._peers = {name: list(found.values()) for name, found in peers.items()}
-        self._groups = draw_groups(shared.config.variants)
+        self._groups = draw_groups(shared.config.variants_of(len(self._parents)))
         longest = max((shared.estimate(one.text) for one in self._parents), default=0)
         room = min(max(MIN_TOKENS, 2 * longest), shared.max_model_len // 2)
         self._max_tokens = shared.config.max_tokens or room

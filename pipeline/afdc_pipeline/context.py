@@ -96,6 +96,12 @@ class JobContext:
     def task(self) -> Task:
         return self.inputs.task
 
+    @property
+    def draws_a_round(self) -> int:
+        """Texts that one augment round asks for."""
+        seeds = len(self.inputs.training_seeds)
+        return seeds * self.config.augment.variants_of(seeds)
+
 
 class SilentProgress:
     """Progress that nobody watches."""

@@ -142,7 +142,7 @@ def make_plan(config: RunConfig, inputs: PlanInputs) -> Plan:
     trained = [seed for seed in inputs.seeds if not seed.holdout]
     ceiling = growth.row_ceiling(config.select, inputs.task, len(trained), unlabeled=bool(inputs.unlabeled_rows))
     rounds = _augment_rounds(config, inputs, len(trained), ceiling)
-    draws = rounds * len(trained) * config.augment.variants
+    draws = rounds * len(trained) * config.augment.variants_of(len(trained))
     requests, generation_prompt = _generation(config, inputs, rounds)
     candidates = draws + inputs.unlabeled_rows
     selected = _selected(config, candidates, ceiling)
@@ -209,7 +209,7 @@ def _augment_rounds(config: RunConfig, inputs: PlanInputs, parents: int, ceiling
     rounds, target = config.augment.rounds, config.select.target_rows
     if target is None or rounds * parents == 0 or (ceiling is not None and ceiling < target):
         return rounds
-    drawn, real = rounds * parents * config.augment.variants, inputs.unlabeled_rows
+    drawn, real = rounds * parents * config.augment.variants_of(parents), inputs.unlabeled_rows
     return rounds + growth.rounds_needed(target - _expected(config, real), rounds, _expected(config, drawn))
 
 
@@ -239,10 +239,22 @@ def _selected(config: RunConfig, candidates: int, ceiling: int | None) -> int:
 
 def _scored_texts(config: RunConfig, inputs: PlanInputs, candidates: int) -> int:
     """Texts times the scorers that read them: each labeller reads D1; the base, round 0 and each round read eval."""
-    held = sum(seed.holdout for seed in inputs.seeds)
-    labellers = max(config.loop.members, 1) + config.loop.rounds
+    held, folds = sum(seed.holdout for seed in inputs.seeds), _folds(config, inputs)
+    labellers = max(config.loop.members, 1) + config.loop.rounds + _fold_fits(config, folds)
     judged = 2 + config.loop.rounds
-    return labellers * candidates + judged * inputs.eval_rows + (judged - 1) * held
+    crossed = len(inputs.seeds) * (judged - 1) if folds else 0  # each seed by the fold that left it out
+    return labellers * candidates + judged * inputs.eval_rows + (judged - 1) * held + crossed
+
+
+def _folds(config: RunConfig, inputs: PlanInputs) -> int:
+    """Folds of the seeds; 0 where other seeds gate the adapters or nothing can be left out."""
+    held = any(seed.holdout for seed in inputs.seeds)
+    return config.loop.folds if config.loop.folds > 1 and not held else 0
+
+
+def _fold_fits(config: RunConfig, folds: int) -> int:
+    """Adapters that leave a fold out: of every round, and of round 0 where it has adapters of its own."""
+    return folds * (config.loop.rounds + int(config.loop.members > 0))
 
 
 def _computed_tokens(sizes: _Sizes, block_size: int) -> float:
@@ -253,8 +265,9 @@ def _computed_tokens(sizes: _Sizes, block_size: int) -> float:
 def _training(config: RunConfig, inputs: PlanInputs, sizes: _Sizes, seeds: int, selected: int) -> tuple[int, int]:
     """Number of training runs and their tokens. Without members one seeds-only baseline is fitted where eval exists."""
     train, loop = config.train, config.loop
-    members = loop.members or int(inputs.eval_rows > 0)
-    rows = members * train.seed_epochs * seeds
-    rows += loop.rounds * train.epochs * (train.seed_repeat * seeds + selected)
+    members, folds = loop.members or int(inputs.eval_rows > 0), _folds(config, inputs)
+    beside = max(folds - 1, 0)  # k adapters, each on all but a k-th of the rows
+    rows = (members + (beside if loop.members else 0)) * train.seed_epochs * seeds
+    rows += (1 + beside) * loop.rounds * train.epochs * (train.seed_repeat * seeds + selected)
     row_tokens = sizes.text + sizes.label + MARKUP_TOKENS / 2 + sizes.template / train.batch_size
-    return members + loop.rounds, round(rows * row_tokens)
+    return members + loop.rounds + _fold_fits(config, folds), round(rows * row_tokens)

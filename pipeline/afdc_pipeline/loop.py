@@ -8,20 +8,22 @@ T times: M_t <- fit(base, D0 + D2); gate; D2 <- select(relabel(D1)), as above
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from statistics import mean
+from functools import partial
 
-from afdc.result import EvalSummary, Evaluation, RoundResult, TokenF1
-from afdc_pipeline import growth, stopping
+from afdc.result import EvalSummary, Evaluation, RoundResult
+from afdc_pipeline import growth, metrics, stopping
 from afdc_pipeline.context import JobContext
 from afdc_pipeline.pool import Pool
 from afdc_pipeline.seams import StageKey
 from afdc_pipeline.spending import spent, stage_seconds
 from afdc_pipeline.stages.answer import answer_pool
 from afdc_pipeline.stages.augment import SeenTexts, build_pool, extend_pool
-from afdc_pipeline.stages.decide import Decisions, decide, decided_rows
+from afdc_pipeline.stages.crossfit import CrossFit, cross_fit
+from afdc_pipeline.stages.decide import Decisions, Labelled, decide, decided_rows
 from afdc_pipeline.stages.evaluate import evaluate
-from afdc_pipeline.stages.fit import train_member, train_round
+from afdc_pipeline.stages.fit import train_member, train_round, train_round_fold, train_seed_fold
 from afdc_pipeline.stages.grade import grade
 from afdc_pipeline.stages.grow import end_of_growth
 from afdc_pipeline.stages.reading import Scorer
@@ -84,8 +86,24 @@ async def _run(ctx: JobContext, state: LoopState) -> LoopState:
     await _record(ctx, state, 0, seeds_only[0] if seeds_only else None, holdout=state.best_holdout, note=grown)
     while not state.stop_reason:
         await _self_train(ctx, state, len(state.history))
+    await _hand_out(ctx, state)
     state.eval = _eval_summary(ctx, state, base, seeds_only)
     return state
+
+
+async def _hand_out(ctx: JobContext, state: LoopState) -> None:
+    """The D2 of the data set: that of the last round without its doubtful rows. Training does better with them.
+
+    A job that is to have so many rows gets them.
+    """
+    config = ctx.config.select
+    if not config.trust or config.target_rows is not None or state.best_holdout is None:
+        return
+    last, previous = state.history[-1], state.decisions[-2] if len(state.decisions) > 1 else None
+    error = 1 - state.best_holdout.accuracy
+    state.decisions[-1] = await _decide(ctx, state, last.round, previous, "-out", error)
+    counts = {"selected": state.decisions[-1].selected, "per_label": state.decisions[-1].per_label}
+    state.history[-1] = last.model_copy(update=counts)
 
 
 async def _round_zero(ctx: JobContext, state: LoopState) -> list[Evaluation]:
@@ -95,19 +113,22 @@ async def _round_zero(ctx: JobContext, state: LoopState) -> list[Evaluation]:
     them would be a baseline of luck. Empty without --eval.
     """
     count = ctx.config.loop.members or int(bool(ctx.inputs.eval))
-    members = [await _member(ctx, number) for number in range(count)]
+    fitted = CrossFit()
     if ctx.config.loop.members:
-        state.labellers, state.best = members, members[0]
-        state.best_holdout = await _holdout(ctx, 0, state.best)
+        fitted = await cross_fit(ctx, 0, "m", partial(train_seed_fold, ctx))
+    members = [await _member(ctx, number, fitted.temperature) for number in range(count)]
+    if ctx.config.loop.members:
+        state.labellers, state.best = [*members, *fitted.scorers], members[0]
+        state.best_holdout = fitted.evaluation or await _holdout(ctx, 0, state.best)
     else:
         state.labellers = [BASE]
     evaluations = [await _eval(ctx, 0, member) for member in members]
     return [one for one in evaluations if one is not None]
 
 
-async def _member(ctx: JobContext, number: int) -> Scorer:
+async def _member(ctx: JobContext, number: int, temperature: float) -> Scorer:
     """A seeds-only adapter. Raises AdapterError when it fails verification: there is nothing to fall back to."""
-    scorer = Scorer(f"m{number}", await train_member(ctx, number))
+    scorer = Scorer(f"m{number}", await train_member(ctx, number, temperature))
     await accept_adapter(ctx, 0, scorer.name, scorer.served, needed=True)
     return scorer
 
@@ -115,17 +136,20 @@ async def _member(ctx: JobContext, number: int) -> Scorer:
 async def _self_train(ctx: JobContext, state: LoopState, round: int) -> None:
     """One round: fit on D0 and D2, verify and activate, gate, relabel D1, rebuild D2."""
     previous = None if state.best == BASE else state.best.adapter
-    scorer = Scorer(f"r{round}", await train_round(ctx, round, state.pool, state.decisions[-1], previous))
+    fold = partial(train_round_fold, ctx, round, state.pool, state.decisions[-1])
+    fitted = await cross_fit(ctx, round, f"r{round}", fold, state.decisions[-1].key)
+    adapter = await train_round(ctx, round, state.pool, state.decisions[-1], previous, fitted.temperature)
+    scorer = Scorer(f"r{round}", adapter, state.decisions[-1].key)
     refused = await accept_adapter(ctx, round, scorer.name, scorer.served)
     if refused:
         state.stop_reason = f"adapter {scorer.served} was not activated: {refused}"
         ctx.progress.note(state.stop_reason)
         return
-    holdout = await _holdout(ctx, round, scorer)
+    holdout = fitted.evaluation or await _holdout(ctx, round, scorer)
     accepted = _passes_gate(state, holdout)
     evaluation = await _eval(ctx, round, scorer)
     if accepted:
-        _activate(ctx, state, scorer, holdout)
+        _activate(ctx, state, scorer, fitted.scorers, holdout)
         note = await _label(ctx, state, round)
     else:  # the same labellers would decide the same again
         state.decisions.append(replace(state.decisions[-1], flip_rate=None))
@@ -134,15 +158,19 @@ async def _self_train(ctx: JobContext, state: LoopState, round: int) -> None:
 
 
 def _passes_gate(state: LoopState, holdout: Evaluation | None) -> bool:
-    """An adapter that loses on held-out seeds is not handed out; without held-out seeds every adapter passes."""
+    """An adapter that loses on gold that it has not seen is not handed out; without such gold every adapter passes."""
     return holdout is None or state.best_holdout is None or holdout.score >= state.best_holdout.score
 
 
-def _activate(ctx: JobContext, state: LoopState, scorer: Scorer, holdout: Evaluation | None) -> None:
+def _activate(
+    ctx: JobContext, state: LoopState, scorer: Scorer, beside: Sequence[Scorer], holdout: Evaluation | None
+) -> None:
     state.best = scorer
     state.best_holdout = holdout
-    keep = [s for s in state.labellers if s != BASE] if ctx.config.loop.ensemble else []
-    state.labellers = [*keep, scorer]
+    if ctx.config.loop.ensemble:
+        state.labellers = [*(s for s in state.labellers if s != BASE), scorer, *beside]
+    else:
+        state.labellers = [scorer]
 
 
 async def _label(ctx: JobContext, state: LoopState, round: int) -> str:
@@ -177,7 +205,7 @@ def _drawn_rows(ctx: JobContext, state: LoopState) -> int:
 
 
 async def _decide(
-    ctx: JobContext, state: LoopState, round: int, previous: Decisions | None, part: str = ""
+    ctx: JobContext, state: LoopState, round: int, previous: Decisions | None, part: str = "", error: float = 0.0
 ) -> Decisions:
     """Score what the labellers have not seen, or answer it where the task is open, and select."""
     label_pool, choose = (answer_pool, settle) if ctx.task.is_open else (score_pool, decide)
@@ -190,8 +218,8 @@ async def _decide(
         elif old.chunks < chunks:
             key = await label_pool(ctx, round, state.pool, scorer, part, old.chunks)
             state.scored[scorer.name] = ScoredPool((*old.keys, key), chunks)
-    keys = [state.scored[scorer.name].keys for scorer in state.labellers]
-    return await choose(ctx, round, state.pool, keys, previous, part)
+    labelled = [Labelled(scorer, state.scored[scorer.name].keys) for scorer in state.labellers]
+    return await choose(ctx, round, state.pool, labelled, previous, part, error)
 
 
 def _standing(ctx: JobContext, state: LoopState, gained: int | None) -> growth.Standing:
@@ -199,7 +227,7 @@ def _standing(ctx: JobContext, state: LoopState, gained: int | None) -> growth.S
         selected=state.decisions[-1].selected,
         first=state.first_selected or 0,
         extra=state.extra,
-        drawn=len(ctx.inputs.training_seeds) * ctx.config.augment.variants,
+        drawn=ctx.draws_a_round,
         gained=gained,
     )
 
@@ -252,21 +280,7 @@ def _eval_summary(
     ctx: JobContext, state: LoopState, base: Evaluation | None, seeds_only: list[Evaluation]
 ) -> EvalSummary:
     final = base if state.best == BASE else _final(state, seeds_only[0] if seeds_only else None)
-    return EvalSummary(
-        base=base.accuracy if base else None,
-        seeds_only=mean(one.accuracy for one in seeds_only) if seeds_only else None,
-        final=final.accuracy if final else None,
-        n=len(ctx.inputs.eval),
-        token_f1=_token_f1(base, seeds_only, final) if ctx.task.is_open and ctx.inputs.eval else None,
-    )
-
-
-def _token_f1(base: Evaluation | None, seeds_only: list[Evaluation], final: Evaluation | None) -> TokenF1:
-    return TokenF1(
-        base=base.token_f1 if base else None,
-        seeds_only=mean(one.score for one in seeds_only) if seeds_only else None,
-        final=final.token_f1 if final else None,
-    )
+    return metrics.summarise_eval(base, seeds_only, final, len(ctx.inputs.eval), is_open=ctx.task.is_open)
 
 
 def _final(state: LoopState, seeds_only: Evaluation | None) -> Evaluation | None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import mean
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from afdc.result import Evaluation, LabelScore, ReliabilityPoint
+from afdc.result import EvalSummary, Evaluation, LabelScore, ReliabilityPoint, TokenF1
 from afdc_pipeline import scoring
 from afdc_pipeline.answers import exact_match, token_f1
 from afdc_pipeline.seams import FloatArray
@@ -145,3 +146,24 @@ def confidence_histogram(confidence: NDArray[np.floating], bins: int = 20) -> tu
     """Edges over 0..1, [bins + 1], and number of rows a bin, [bins]; NaN is left out. Chunks' counts add up."""
     counts, edges = np.histogram(confidence[~np.isnan(confidence)], bins=bins, range=(0.0, 1.0))
     return edges, counts.astype(np.int64)
+
+
+def summarise_eval(
+    base: Evaluation | None, seeds_only: Sequence[Evaluation], final: Evaluation | None, n: int, *, is_open: bool
+) -> EvalSummary:
+    """Base model, mean of the seeds-only adapters and M* side by side; `n` gold texts."""
+    return EvalSummary(
+        base=base.accuracy if base else None,
+        seeds_only=mean(one.accuracy for one in seeds_only) if seeds_only else None,
+        final=final.accuracy if final else None,
+        n=n,
+        token_f1=_token_f1(base, seeds_only, final) if is_open and n else None,
+    )
+
+
+def _token_f1(base: Evaluation | None, seeds_only: Sequence[Evaluation], final: Evaluation | None) -> TokenF1:
+    return TokenF1(
+        base=base.token_f1 if base else None,
+        seeds_only=mean(one.score for one in seeds_only) if seeds_only else None,
+        final=final.token_f1 if final else None,
+    )

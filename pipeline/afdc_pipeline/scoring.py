@@ -56,16 +56,22 @@ def entropy(probs: FloatArray) -> FloatArray:
     return np.asarray(np.maximum(-(probs * logs).sum(axis=1), 0.0))
 
 
-def ensemble(members: Sequence[FloatArray]) -> FloatArray:
-    """Mean of the members' distributions; one member is returned as it is. A row that any member lacks is NaN."""
+def ensemble(members: Sequence[FloatArray], votes: Sequence[NDArray[np.bool_]] | None = None) -> FloatArray:
+    """Mean of the members' distributions; one member is returned as it is. A row that any member lacks is NaN.
+
+    Args:
+        votes: a bool [n] a member, whether it has a say on each row; None: it has on all. Where none has one, all have.
+    """
     if not members:
         raise ValueError("an ensemble needs at least one member")
     if len(members) == 1:
         return members[0]
-    total = members[0].copy()
-    for member in members[1:]:
-        total += member
-    return np.asarray(total / len(members))
+    counts = np.ones((len(members), len(members[0]))) if votes is None else np.asarray(votes, dtype=np.float64)
+    counts[:, counts.sum(axis=0) == 0] = 1.0
+    total = np.zeros_like(members[0])
+    for member, count in zip(members, counts, strict=True):
+        total += member * count[:, None]
+    return np.asarray(total / counts.sum(axis=0)[:, None])
 
 
 def jensen_shannon(members: Sequence[FloatArray]) -> FloatArray:

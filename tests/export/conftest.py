@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from afdc.config import build_config
+from afdc.presets import build_config
 from afdc.result import EvalSummary
 from afdc.task import Task
 from afdc_server.export.card import CardFacts

@@ -16,8 +16,9 @@ from typing import Any
 
 from sqlalchemy import event
 
-from afdc.config import RunConfig, build_config
+from afdc.config import RunConfig
 from afdc.layout import RunLayout
+from afdc.presets import build_config
 from afdc.task import Task, text_id
 from afdc_pipeline.context import JobContext, JobInputs, Meter, SilentProgress
 from afdc_pipeline.loop import LoopState, run_loop
@@ -47,7 +48,7 @@ def small_config(**sections: dict[str, Any]) -> RunConfig:
     """A job of a few seconds; `sections` override it."""
     base: dict[str, Any] = {
         "augment": {"variants": 6, "rounds": 2, "context_seeds": 2},
-        "loop": {"rounds": 2, "members": 2},
+        "loop": {"rounds": 2, "members": 2, "folds": 0},
     }
     return build_config("default", base, sections)
 
@@ -56,7 +57,7 @@ def growing_config(target: int, **sections: dict[str, Any]) -> RunConfig:
     """A job whose one planned augment round, 72 texts, falls short of `target` rows."""
     base: dict[str, Any] = {
         "augment": {"variants": 6, "rounds": 1, "context_seeds": 2},
-        "loop": {"rounds": 1, "members": 2},
+        "loop": {"rounds": 1, "members": 2, "folds": 0},
         "select": {"target_rows": target},
     }
     return build_config("default", base, sections)

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from afdc.config import RunConfig, build_config
+from afdc.config import RunConfig
+from afdc.presets import build_config
 from afdc.task import Example, Task, text_id
 from afdc_pipeline.rows import Seed
 from tests.fakes.engine import WORDS, FakeEngine, stable_rng
@@ -39,7 +40,7 @@ def open_config(preset: str = "default", **sections: dict[str, Any]) -> RunConfi
     """A job of a few seconds; `sections` override it."""
     base: dict[str, Any] = {
         "augment": {"variants": 4, "rounds": 1, "context_seeds": 3},
-        "loop": {"rounds": 2, "members": 2},
+        "loop": {"rounds": 2, "members": 2, "folds": 0},
         "answer": {"samples": 3},
     }
     return build_config(preset, base, sections)

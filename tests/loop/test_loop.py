@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from afdc.adapter import AdapterManifest
-from afdc.config import build_config
 from afdc.errors import AdapterError, ConflictError, StorageError
+from afdc.presets import build_config
 from afdc.task import Example
 from afdc_pipeline.outcome import kept_rows
 from tests.fakes.engine import FakeEngine

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from afdc.config import AnswerConfig, RunConfig, build_config, config_hash
+from afdc.config import AnswerConfig, RunConfig
 from afdc.errors import InputError, UsageError
 from afdc.inputs import read_examples, read_task
+from afdc.presets import build_config, config_hash
 from afdc.seeds import check_seeds
 from afdc.task import Task
 from afdc_pipeline import holdout

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from afdc.config import RunConfig, build_config
+from afdc.config import RunConfig
+from afdc.presets import build_config
 from afdc.task import Task
 from afdc_pipeline.estimate import Plan, PlanInputs, make_plan, rates_for, trie_reads
 from afdc_pipeline.rows import Seed
@@ -24,13 +25,17 @@ def inputs(per_label: int = 8, **changes: Any) -> PlanInputs:
     return PlanInputs(**{"task": TASK, "seeds": seeds, "device": "cpu", "parameters": 135e6, **changes})
 
 
+EIGHTEEN = {"augment": {"variants": 18}}
+
+
 def test_counts_of_the_default_preset() -> None:
     plan = make_plan(build_config(), inputs(unlabeled_rows=100, eval_rows=50, label_paths=[(1,), (2,), (3,)]))
-    assert plan.candidates == 24 * 18 + 100
-    assert plan.requests == 24 * 3  # 18 draws a seed, six to a request
-    assert plan.adapters == 3 + 2
-    assert plan.score_reads == 5 * 532 + 4 * 50
-    assert plan.selected == round(532 * 0.45)
+    texts = 24 * 42 + 100
+    assert plan.candidates == texts
+    assert plan.requests == 24 * 7  # 42 draws a seed, six to a request
+    assert plan.adapters == 3 + 2 + 3 * 2  # two folds in each of three rounds
+    assert plan.score_reads == 11 * texts + 4 * 50 + 3 * 24
+    assert plan.selected == round(texts * 0.45)
 
 
 def test_the_paper_preset_scores_with_the_base_and_selects_without_agreement() -> None:
@@ -53,7 +58,7 @@ def _with_style(style: str, parameters: float) -> Plan:
 
 
 def test_held_out_seeds_are_not_varied() -> None:
-    assert make_plan(build_config(), inputs(10)).candidates == 24 * 18
+    assert make_plan(build_config(), inputs(10)).candidates == 24 * 42
 
 
 def test_caps_and_rounds_shape_the_plan() -> None:
@@ -68,19 +73,19 @@ def test_caps_and_rounds_shape_the_plan() -> None:
 
 
 def test_a_target_beyond_the_plan_is_planned_for() -> None:
-    plain = make_plan(build_config(), inputs())
-    grown = make_plan(build_config("default", {"select": {"target_rows": 4 * plain.selected}}), inputs())
+    plain = make_plan(build_config("default", EIGHTEEN), inputs())
+    grown = make_plan(build_config("default", EIGHTEEN, {"select": {"target_rows": 4 * plain.selected}}), inputs())
     assert (plain.augment_rounds, grown.augment_rounds) == (1, 4)
     assert grown.selected == 4 * plain.selected
     assert (grown.candidates, grown.requests) == (4 * plain.candidates, 4 * plain.requests)
-    real = build_config("default", {"select": {"target_rows": 4 * plain.selected, "agreement": False}})
+    real = build_config("default", EIGHTEEN, {"select": {"target_rows": 4 * plain.selected, "agreement": False}})
     given = inputs(unlabeled_rows=2 * plain.candidates)
     assert make_plan(real, given).augment_rounds == 1
-    more = build_config("default", {"select": {"target_rows": 6 * plain.candidates, "agreement": False}})
+    more = build_config("default", EIGHTEEN, {"select": {"target_rows": 6 * plain.candidates, "agreement": False}})
     assert make_plan(more, given).augment_rounds == 4, "real texts come once"
-    capped = make_plan(build_config("default", {"select": {"target_rows": 900, "per_label": 9}}), inputs())
+    capped = make_plan(build_config("default", EIGHTEEN, {"select": {"target_rows": 900, "per_label": 9}}), inputs())
     assert capped.augment_rounds == 1
-    only_real = build_config("default", {"select": {"target_rows": 900}, "augment": {"rounds": 0}})
+    only_real = build_config("default", EIGHTEEN, {"select": {"target_rows": 900}, "augment": {"rounds": 0}})
     assert make_plan(only_real, inputs(unlabeled_rows=500)).augment_rounds == 0
 
 

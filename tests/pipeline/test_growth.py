@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from afdc.config import RunConfig, build_config
+from afdc.config import RunConfig
+from afdc.presets import build_config
 from afdc.task import Task
 from afdc_pipeline.growth import Standing, bound, describe, end_of_growth, rounds_needed, row_ceiling
 from afdc_pipeline.stopping import Spent

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afdc.config import SelectConfig, build_config
+from afdc.config import SelectConfig
+from afdc.presets import build_config
 from afdc_pipeline import scoring
 from afdc_pipeline.select import REASONS, Columns, Reason, hashed_features, select, tie_break
 from afdc_pipeline.select.balance import balance_cap, rank_in_group

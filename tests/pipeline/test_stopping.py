@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from afdc.config import build_config
+from afdc.presets import build_config
 from afdc.result import Evaluation, RoundResult
 from afdc_pipeline.stopping import Spent, flip_rate, stop_reason
 

@@ -28,7 +28,7 @@ def label_logprobs(model: Any, codec: PromptCodec, texts: Sequence[str], budget:
 
     `budget` bounds the tokens of one forward pass. Returns one tuple a text, in label order.
     """
-    return _logprobs(model, codec, [(text, codec.scored_ids) for text in texts], budget)
+    return path_logprobs(model, codec, [(text, codec.scored_ids) for text in texts], budget)
 
 
 def read_probes(
@@ -36,14 +36,14 @@ def read_probes(
 ) -> tuple[Probe, ...]:
     """The log-probs that the swap compares; `answers` holds the answer of each text of an open task."""
     probes = [Probe(text=text, answer=answers.get(text), logprobs=()) for text in texts]
-    scores = _logprobs(model, codec, [(probe.text, probe.scored_ids(codec)) for probe in probes], budget)
+    scores = path_logprobs(model, codec, [(probe.text, probe.scored_ids(codec)) for probe in probes], budget)
     return tuple(probe.model_copy(update={"logprobs": row}) for probe, row in zip(probes, scores, strict=True))
 
 
-def _logprobs(
+def path_logprobs(
     model: Any, codec: PromptCodec, asked: Sequence[tuple[str, Sequence[tuple[int, ...]]]], budget: int
 ) -> list[tuple[float, ...]]:
-    """log P of each path after its text; every text has as many paths as the others."""
+    """log P of each path after its text, one tuple a text. A text has at least one path."""
     examples = [
         Example((*codec.text_ids(text), *codec.suffix_ids), tuple(Branch(ids, 0.0) for ids in paths))
         for text, paths in asked
@@ -54,9 +54,9 @@ def _logprobs(
         with torch.no_grad():
             logprobs = predictions(model, pack).cpu()
         each = logprobs[torch.from_numpy(pack.at), torch.from_numpy(pack.targets)]
-        count = sum(len(example.branches) for example in group)
-        sums = torch.zeros(count).index_add_(0, torch.from_numpy(pack.branch), each)
-        rows += [tuple(row) for row in sums.view(len(group), -1).tolist()]
+        counts = [len(example.branches) for example in group]
+        sums = torch.zeros(sum(counts)).index_add_(0, torch.from_numpy(pack.branch), each)
+        rows += [tuple(row.tolist()) for row in sums.split(counts)]  # type: ignore[no-untyped-call]  # torch has none
     return rows
 
 
@@ -86,6 +86,7 @@ def publish(job: TrainJob, weights: LoraWeights, probes: Sequence[Probe], probe_
         rank=job.config.rank,
         task=job.task,
         template_hash=job.template_hash,
+        temperature=job.temperature,
         probes=tuple(probes),
         probe_dtype=probe_dtype,
         files={CONFIG_FILE: sha256_bytes(config), WEIGHTS_FILE: sha256_bytes(data)},

@@ -29,6 +29,7 @@ class Reason(IntEnum):
     LABEL_CAP = 5
     OVER_TARGET = 6
     NOT_DIVERSE = 7
+    NOT_TRUSTED = 8
 
 
 REASONS: dict[int, str] = {reason.value: reason.name.lower() for reason in Reason}

@@ -21,18 +21,22 @@ RANKINGS = {
 }
 
 
-def select(columns: Columns, config: SelectConfig, n_labels: int, features: Features | None = None) -> Selection:
-    """Apply the steps of docs/algorithm.md in order: reject, threshold, agreement, rank, seed cap, label cap, target.
+def select(
+    columns: Columns, config: SelectConfig, n_labels: int, features: Features | None = None, error: float = 0.0
+) -> Selection:
+    """Apply the steps of docs/algorithm.md in order: reject, threshold, agreement, trust, rank, caps, target.
 
     Time O(n log n) and memory O(n); the same columns in any order give the same rows.
 
     Args:
         features: for strategy "diversity" only: unit vectors [n, dims], or a function that makes them for row indices.
+        error: share of the rows left by then to drop as not trusted, the least confident first, 0..1.
 
     Raises:
         ValueError: strategy "diversity" without features.
     """
     reason = _filtered(columns, config)
+    _drop_doubtful(columns, error, reason)
     ranked = _ranked(columns, config, n_labels, features, np.flatnonzero(reason == Reason.KEPT))
     ranked = _cap_seeds(columns, config, ranked, reason)
     ranked = _cap_labels(columns, config, n_labels, ranked, reason)
@@ -52,6 +56,15 @@ def _filtered(columns: Columns, config: SelectConfig) -> NDArray[np.uint8]:
     reason[low] = Reason.BELOW_THRESHOLD
     reason[unscored] = Reason.ENGINE_REJECTED
     return reason
+
+
+def _drop_doubtful(columns: Columns, error: float, reason: NDArray[np.uint8]) -> None:
+    """Where labellers get a share of labels wrong, about as many of the rows are wrong, and those mostly less sure of.
+
+    The cut of STraTA (Vu et al. 2021, arXiv 2109.06270, section 3): the lowest 1 - dev accuracy.
+    """
+    rows = confidence.most_confident(columns, np.flatnonzero(reason == Reason.KEPT))
+    reason[rows[len(rows) - int(error * len(rows)) :]] = Reason.NOT_TRUSTED
 
 
 def _ranked(columns: Columns, config: SelectConfig, n_labels: int, features: Features | None, rows: Rows) -> Rows:

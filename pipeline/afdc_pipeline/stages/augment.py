@@ -98,7 +98,7 @@ async def _generate(ctx: JobContext, number: int) -> None:
         "prompts": [[one.prompt_hash, one.sampling] for one in (plan[0], plan[-1])],
         "engine": [ctx.info.device, ctx.info.dtype],
     }
-    total = len(ctx.inputs.training_seeds) * ctx.config.augment.variants
+    total = ctx.draws_a_round
     await run_stage(ctx, StageKey(number, "generate"), inputs, body, title="generate variants", total=total)
 
 

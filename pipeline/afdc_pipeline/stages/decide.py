@@ -25,6 +25,7 @@ from afdc_pipeline.seams import FloatArray, StageKey
 from afdc_pipeline.select.columns import REASONS, Columns, Selection
 from afdc_pipeline.select.diversity import hashed_features
 from afdc_pipeline.select.selector import select
+from afdc_pipeline.stages.reading import Scorer
 from afdc_pipeline.stages.runner import StageRun, run_stage
 from afdc_pipeline.stages.score import read_logprobs
 from afdc_pipeline.stopping import flip_rate
@@ -47,35 +48,46 @@ class Decisions:
     mean_confidence: float | None
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """A labeller and the stages that hold what it read; together they cover the pool."""
+
+    scorer: Scorer
+    keys: tuple[StageKey, ...]
+
+
 async def decide(
     ctx: JobContext,
     round: int,
     pool: Pool,
-    scores: Sequence[Sequence[StageKey]],
+    labelled: Sequence[Labelled],
     previous: Decisions | None,
     part: str = "",
+    error: float = 0.0,
 ) -> Decisions:
-    """Label D1 with the mean of the given scorers and select D2.
+    """Label D1 with the mean of the given labellers and select D2.
 
     Args:
-        scores: the score stages of each labeller, which together cover this pool.
+        labelled: the labellers, each with its score stages.
         previous: the last round's decisions, for the flip rate; D1 may have grown since.
         part: names the stage where a pool that has grown is decided again; "" for the first time in a round.
+        error: share of gold labels that the labellers get wrong, 0..1; that share of the rows is dropped.
     """
     key = StageKey(round, f"select{part}")
 
     async def body(run: StageRun) -> dict[str, Any]:
-        view = LabelView(ctx, pool, scores)
+        view = LabelView(ctx, pool, labelled)
         columns = view.columns()
-        chosen = select(columns, ctx.config.select, len(ctx.task.names), lambda rows: pool_features(pool, rows))
+        chosen = select(columns, ctx.config.select, len(ctx.task.names), lambda rows: pool_features(pool, rows), error)
         old = None if previous is None else _stored_labels(ctx, previous.key, pool.size)
         _write(run, view, columns, chosen)
         return _summary(ctx, columns, chosen, old, view.agreement)
 
     inputs = {
         "pool": pool.digest,
-        "scores": [[k.round, k.stage] for keys in scores for k in keys],
+        "scores": [[k.round, k.stage] for one in labelled for k in one.keys],
         "previous": None if previous is None else previous.key.round,
+        "error": error,
     }
     result = await run_stage(ctx, key, inputs, body, title="select D2", total=pool.size)
     return Decisions(key=key, **result)
@@ -88,13 +100,13 @@ class LabelView:
     mean distribution and the members' disagreement.
     """
 
-    def __init__(self, ctx: JobContext, pool: Pool, scores: Sequence[Sequence[StageKey]]) -> None:
+    def __init__(self, ctx: JobContext, pool: Pool, labelled: Sequence[Labelled]) -> None:
         self._ctx = ctx
         self.pool = pool
         self._labels = {name: i for i, name in enumerate(ctx.task.names)}
         self._seeds = {seed.id: i for i, seed in enumerate(ctx.inputs.seeds)}
         self._intended = np.full(pool.size, -1, dtype=np.int32)
-        self._table = self._fill(scores)
+        self._table = self._fill(labelled)
         self._weights = self._alignment() if ctx.config.select.align else None
         self.agreement = self._agreement()
         reliability = min(self.agreement or 0.0, MAX_RELIABILITY)
@@ -127,18 +139,20 @@ class LabelView:
             self._rows(chunk)[:, -1].astype(np.float64),
         )
 
-    def _fill(self, scores: Sequence[Sequence[StageKey]]) -> NDArray[np.float32]:
+    def _fill(self, labelled: Sequence[Labelled]) -> NDArray[np.float32]:
         chunks = self._ctx.ledger.chunks
-        self._refs = [{c.index: c.ref for key in keys for c in chunks(key)} for keys in scores]
+        self._refs = [{c.index: c.ref for key in one.keys for c in chunks(key)} for one in labelled]
+        juries = [Jury(self._ctx, one.scorer) for one in labelled]
         shape = (max(self.pool.size, 1), len(self._labels) + 1)
         table = map_scratch(self._ctx.layout.state, shape)
         for chunk in self.pool.chunks():
             rows = [read_logprobs(self._ctx.store.get(refs[chunk.index]), shape[1] - 1) for refs in self._refs]
             members = [scoring.normalise(logprobs) for logprobs in rows]
             where = slice(chunk.start, chunk.start + chunk.size)
-            table[where, :-1] = scoring.ensemble(members)
+            candidates = self.pool.read(chunk)
+            table[where, :-1] = scoring.ensemble(members, [jury.votes(chunk, candidates) for jury in juries])
             table[where, -1] = scoring.disagreement(members)
-            self._intended[where] = [self._labels.get(c.intended or "", -1) for c in self.pool.read(chunk)]
+            self._intended[where] = [self._labels.get(c.intended or "", -1) for c in candidates]
         return table
 
     def _scored(self, chunk: PoolChunk) -> FloatArray:
@@ -177,6 +191,25 @@ class LabelView:
     def _generated(self) -> Iterator[FloatArray]:
         for chunk in self.pool.chunks():
             yield self._mean(chunk)[self._written_for(chunk) >= 0]
+
+
+class Jury:
+    """Which texts a labeller has a say on: not those that it was trained on, where `select.out_of_sample` is on.
+
+    An adapter gives a text the label that it was trained to give; asked about its own rows it confirms them.
+    """
+
+    def __init__(self, ctx: JobContext, scorer: Scorer) -> None:
+        excused = scorer.trained_on if ctx.config.select.out_of_sample else None
+        self._store, self._without = ctx.store, scorer.without
+        self._refs = {c.index: c.ref for c in ctx.ledger.chunks(excused)} if excused else {}
+
+    def votes(self, chunk: PoolChunk, candidates: Sequence[Candidate]) -> NDArray[np.bool_]:
+        """Bool [n]."""
+        if chunk.index not in self._refs:
+            return np.ones(len(candidates), dtype=np.bool_)
+        rows = zip(self._store.get(self._refs[chunk.index]), candidates, strict=True)
+        return np.array([not row["keep"] or one.parent in self._without for row, one in rows], dtype=np.bool_)
 
 
 def pool_features(pool: Pool, rows: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -3,62 +3,89 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from afdc.files import atomic_writer
 from afdc.training import RESULT_FILE, ROWS_FILE, TrainJob, TrainResult, TrainRow
 from afdc_pipeline.context import JobContext
+from afdc_pipeline.holdout import Fold
 from afdc_pipeline.pool import Pool
+from afdc_pipeline.rows import Seed
 from afdc_pipeline.seams import StageKey
 from afdc_pipeline.stages.decide import Decisions, decided_rows
 from afdc_pipeline.stages.runner import StageRun, chunks_digest, run_stage
 
 MAX_PROBES = 8
+FOLD_MEMBERS = 50  # numbers of the fold adapters, behind those of the members: both enter the training seed
 
 
-async def train_member(ctx: JobContext, member: int) -> str:
-    """Round 0: an adapter on D0 alone; members differ by their training seed. Returns the adapter's name."""
-    rows = list(_seed_rows(ctx))
-    return await _fit(ctx, 0, f"m{member}", rows, member=member, epochs=ctx.config.train.seed_epochs, repeat=1)
+async def train_member(ctx: JobContext, member: int, temperature: float = 1.0) -> str:
+    """Round 0: an adapter on D0 alone; members differ by their training seed. Returns the adapter's name.
+
+    Args:
+        temperature: of its scores, for the manifest.
+    """
+    rows = _seed_rows(ctx, ctx.inputs.training_seeds)
+    return await _fit(ctx, 0, f"m{member}", rows, _Run(ctx.config.train.seed_epochs, 1, member, temperature))
 
 
-async def train_round(ctx: JobContext, round: int, pool: Pool, decisions: Decisions, previous: str | None) -> str:
+async def train_seed_fold(ctx: JobContext, name: str, number: int, fold: Fold) -> str:
+    """Round 0: an adapter on D0 without a fold of the seeds. Returns its name."""
+    run = _Run(ctx.config.train.seed_epochs, 1, FOLD_MEMBERS + number)
+    return await _fit(ctx, 0, name, _seed_rows(ctx, fold.train), run, _held_ids(fold))
+
+
+async def train_round(
+    ctx: JobContext, round: int, pool: Pool, decisions: Decisions, previous: str | None, temperature: float = 1.0
+) -> str:
     """Round t >= 1: an adapter on D0 and D2. Returns the adapter's name.
 
     Args:
         previous: the adapter to go on from where `train.continue_adapter` is on.
+        temperature: of its scores, for the manifest.
     """
     train = ctx.config.train
     continued = ctx.layout.adapters / previous if train.continue_adapter and previous else None
-    return await _fit(
-        ctx,
-        round,
-        f"r{round}",
-        _round_rows(ctx, pool, decisions),
-        inputs=chunks_digest(ctx, decisions.key),
-        epochs=train.epochs,
-        repeat=train.seed_repeat,
-        continued=continued,
-    )
+    rows = _round_rows(ctx, pool, decisions, Fold(ctx.inputs.training_seeds, ()))
+    run = _Run(train.epochs, train.seed_repeat, temperature=temperature, continued=continued)
+    return await _fit(ctx, round, f"r{round}", rows, run, chunks_digest(ctx, decisions.key))
+
+
+async def train_round_fold(
+    ctx: JobContext, round: int, pool: Pool, decisions: Decisions, name: str, number: int, fold: Fold
+) -> str:
+    """Round t >= 1: an adapter on D0 and D2 without a fold of the seeds and the texts written from them."""
+    run = _Run(ctx.config.train.epochs, ctx.config.train.seed_repeat, FOLD_MEMBERS + number)
+    inputs = f"{chunks_digest(ctx, decisions.key)} without {_held_ids(fold)}"
+    return await _fit(ctx, round, name, _round_rows(ctx, pool, decisions, fold), run, inputs)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """How a training run differs from others: `member` enters its seed; `continued` is the adapter to go on from."""
+
+    epochs: int
+    repeat: int
+    member: int = 0
+    temperature: float = 1.0
+    continued: Path | None = None
+
+
+def _held_ids(fold: Fold) -> str:
+    return " ".join(seed.id for seed in fold.held)
 
 
 async def _fit(
-    ctx: JobContext,
-    round: int,
-    name: str,
-    rows: Iterable[TrainRow],
-    *,
-    epochs: int,
-    repeat: int,
-    member: int = 0,
-    inputs: str = "",
-    continued: Path | None = None,
+    ctx: JobContext, round: int, name: str, rows: Iterable[TrainRow], settings: _Run, inputs: str = ""
 ) -> str:
+    """Train in the trainer process. `inputs` names the rows without reading them."""
+
     async def body(run: StageRun) -> dict[str, Any]:
         folder = ctx.layout.rounds / name
         count = write_rows(folder / ROWS_FILE, rows)
-        job = _job(ctx, round, name, folder, epochs=epochs, repeat=repeat, member=member, continued=continued)
+        job = _job(ctx, round, name, folder, settings)
         await ctx.engine.lend_device()
         try:
             result = await ctx.trainer.fit(job)
@@ -66,8 +93,14 @@ async def _fit(
             await ctx.engine.reclaim_device()
         return _stage_result(result, count)
 
-    start = continued.name if continued else ""
-    described = {"rows": inputs, "name": name, "epochs": epochs, "member": member, "continued": start}
+    described = {
+        "rows": inputs,
+        "name": name,
+        "epochs": settings.epochs,
+        "member": settings.member,
+        "continued": settings.continued.name if settings.continued else "",
+        "temperature": settings.temperature,
+    }
     result = await run_stage(ctx, StageKey(round, f"train-{name}"), described, body, title=f"train adapter {name}")
     return str(result["adapter"])
 
@@ -82,32 +115,23 @@ def write_rows(path: Path, rows: Iterable[TrainRow]) -> int:
     return count
 
 
-def _job(
-    ctx: JobContext,
-    round: int,
-    name: str,
-    folder: Path,
-    *,
-    epochs: int,
-    repeat: int,
-    member: int,
-    continued: Path | None,
-) -> TrainJob:
+def _job(ctx: JobContext, round: int, name: str, folder: Path, settings: _Run) -> TrainJob:
     return TrainJob(
         name=f"{ctx.job}-{name}",
         job=ctx.job,
         round=round,
-        member=member,
+        member=settings.member,
         model=ctx.info.model_path,
         model_revision=ctx.info.model_revision,
         task=ctx.task,
         template_hash=ctx.engine.template_hash(ctx.task),
         rows=folder / ROWS_FILE,
-        epochs=epochs,
-        gold_repeat=repeat,
-        seed=ctx.config.seed * 1000 + round * 100 + member,
+        epochs=settings.epochs,
+        gold_repeat=settings.repeat,
+        seed=ctx.config.seed * 1000 + round * 100 + settings.member,
         config=ctx.config.train,
-        continue_from=continued,
+        continue_from=settings.continued,
+        temperature=settings.temperature,
         probes=tuple(_probes(ctx)),
         max_tokens=ctx.info.max_model_len,
         work=folder / "checkpoints",
@@ -122,22 +146,24 @@ def _probes(ctx: JobContext) -> list[str]:
     return list(first.values())[:MAX_PROBES]
 
 
-def _seed_rows(ctx: JobContext) -> Iterator[TrainRow]:
+def _seed_rows(ctx: JobContext, seeds: Iterable[Seed]) -> Iterator[TrainRow]:
     names = ctx.task.names
-    for seed in ctx.inputs.training_seeds:
+    for seed in seeds:
         if ctx.task.is_open:
             yield TrainRow(text=seed.text, completion=seed.label, gold=True)
         else:
             yield TrainRow(text=seed.text, targets={names.index(seed.label): 1.0}, gold=True)
 
 
-def _round_rows(ctx: JobContext, pool: Pool, decisions: Decisions) -> Iterator[TrainRow]:
-    yield from _seed_rows(ctx)
-    soft = ctx.config.select.soft_targets
+def _round_rows(ctx: JobContext, pool: Pool, decisions: Decisions, fold: Fold) -> Iterator[TrainRow]:
+    yield from _seed_rows(ctx, fold.train)
+    soft, held = ctx.config.select.soft_targets, {seed.id for seed in fold.held}
     for candidate, row in decided_rows(ctx, pool, decisions.key):
-        if row["keep"] and ctx.task.is_open:
+        if not row["keep"] or candidate.parent in held:
+            continue
+        if ctx.task.is_open:
             yield TrainRow(text=candidate.text, completion=row["answer"], weight=row["weight"])
-        elif row["keep"]:
+        else:
             targets = dict(enumerate(row["distribution"])) if soft else {row["label"]: 1.0}
             yield TrainRow(text=candidate.text, targets=targets, weight=row["weight"])
 

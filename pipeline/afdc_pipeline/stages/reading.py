@@ -30,6 +30,10 @@ class Scorer:
 
     name: str
     adapter: str | None = None
+    trained_on: StageKey | None = None
+    """The decisions whose rows it was trained on; None for the base model and for adapters of seeds alone."""
+    without: frozenset[str] = frozenset()
+    """Ids of the seeds that it was trained without, and without the texts written from them."""
 
     @property
     def served(self) -> str:

@@ -18,7 +18,7 @@ from afdc_pipeline.seams import StageKey
 from afdc_pipeline.select.columns import REASONS, Columns, Reason, Selection, tie_break
 from afdc_pipeline.select.selector import select
 from afdc_pipeline.stages.answer import read_samples
-from afdc_pipeline.stages.decide import Decisions, pool_features
+from afdc_pipeline.stages.decide import Decisions, Labelled, pool_features
 from afdc_pipeline.stages.runner import StageRun, run_stage
 
 MEASURES = ("confidence", "margin", "entropy", "disagreement", "agreement", "logprob")
@@ -31,17 +31,19 @@ async def settle(
     ctx: JobContext,
     round: int,
     pool: Pool,
-    answers: Sequence[Sequence[StageKey]],
+    labelled: Sequence[Labelled],
     previous: Decisions | None,
     part: str = "",
+    error: float = 0.0,
 ) -> Decisions:
     """Answer D1 with the labellers' samples and select D2; arguments as of `decide`."""
     key = StageKey(round, f"select{part}")
+    answers = [one.keys for one in labelled]
 
     async def body(run: StageRun) -> dict[str, Any]:
         view = AnswerView(ctx, pool, answers)
         columns = view.columns()
-        chosen = select(columns, ctx.config.select, 1, lambda rows: pool_features(pool, rows))
+        chosen = select(columns, ctx.config.select, 1, lambda rows: pool_features(pool, rows), error)
         return _write(run, view, chosen, previous)
 
     inputs = {
@@ -49,6 +51,7 @@ async def settle(
         "answers": [[k.round, k.stage] for keys in answers for k in keys],
         "previous": None if previous is None else previous.key.round,
         "min_agreement": ctx.config.answer.min_agreement,
+        "error": error,
     }
 
     result = await run_stage(ctx, key, inputs, body, title="select D2", total=pool.size)

@@ -13,8 +13,9 @@ from typing import Any
 
 import yaml
 
-from afdc.config import RunConfig, config_hash
+from afdc.config import RunConfig
 from afdc.files import canonical_json, sha256_bytes
+from afdc.presets import config_hash
 from afdc.result import EvalSummary, TokenF1
 from afdc.task import Task
 from afdc.version import afdc_version
@@ -214,8 +215,8 @@ def _how_made(facts: CardFacts, counts: DataCounts) -> str:
     config = facts.config
     model = escape_markdown(facts.model)
     steps = [
-        f"1. {model} wrote {config.augment.variants} variants of each seed in {config.augment.rounds} round(s); exact "
-        "and near-duplicates, malformed texts and anything close to the evaluation set were removed.",
+        f"1. {model} wrote {config.augment.variants or 'several'} variants of each seed in {config.augment.rounds} "
+        "round(s); exact and near-duplicates, malformed texts and anything close to the evaluation set were removed.",
         f"2. {_how_judged(facts)}",
         f"3. Rows were selected by the strategy `{config.select.strategy}` with threshold {config.select.threshold}.",
         f"4. A LoRA adapter was trained on them and relabelled them, {config.loop.rounds} round(s) at most. "

@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 
 from afdc.adapter import publish_adapter
-from afdc.config import RunConfig, config_hash
+from afdc.config import RunConfig
 from afdc.errors import StorageError
 from afdc.files import write_json
 from afdc.layout import RunLayout
+from afdc.presets import config_hash
 from afdc.result import AdapterRef, PathRows, RunResult, Usage
 from afdc_pipeline.context import JobContext
 from afdc_pipeline.loop import BASE, LoopState

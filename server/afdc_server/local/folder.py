@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from afdc.config import RunConfig, identifying_settings
+from afdc.config import RunConfig
 from afdc.errors import ConflictError, StorageError
 from afdc.files import canonical_json, sha256_bytes, write_json
 from afdc.layout import RunLayout
+from afdc.presets import identifying_settings
 from afdc_server.local.request import CheckedRequest
 from afdc_server.models import ModelRef
 

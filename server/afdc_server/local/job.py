@@ -13,10 +13,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from afdc.config import config_hash
 from afdc.errors import ConflictError, InterruptedRunError, StorageError
 from afdc.files import user_path, write_json
 from afdc.layout import RunLayout
+from afdc.presets import config_hash
 from afdc.result import RoundResult, RunResult
 from afdc_pipeline.context import JobContext, Meter
 from afdc_pipeline.estimate import Plan

@@ -1,0 +1,149 @@
+"""Adapters that leave a fold of the seeds out: what they are trained on, what they gate, calibrate and label."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from afdc.task import Task
+from afdc.training import TrainJob
+from afdc_pipeline.seams import Scores
+from tests.fakes.engine import FakeEngine
+from tests.fakes.job import FakeJob, make_job, make_seeds, small_config
+
+FOLDED = {"rounds": 1, "members": 2, "folds": 2}
+
+
+def texts(job: TrainJob) -> list[str]:
+    return [json.loads(line)["text"] for line in job.rows.read_text().splitlines()]
+
+
+def fits(job: FakeJob) -> dict[str, TrainJob]:
+    return {fit.name.removeprefix("job-test-"): fit for fit in job.trainer.jobs}
+
+
+def test_every_seed_is_left_out_once_in_every_round(tmp_path: Path) -> None:
+    job = make_job(tmp_path, small_config(loop=FOLDED))
+    job.run()
+    assert sorted(fits(job)) == ["m-f0", "m-f1", "m0", "m1", "r1", "r1-f0", "r1-f1"]
+    seeds = {seed.text for seed in make_seeds()}
+    for short in ("m", "r1"):
+        left_out = [seeds - set(texts(fits(job)[f"{short}-f{fold}"])) for fold in (0, 1)]
+        assert left_out[0] | left_out[1] == seeds
+        assert not left_out[0] & left_out[1]
+    assert len({fit.seed for fit in job.trainer.jobs}) == 7
+
+
+def test_texts_written_from_a_left_out_seed_are_left_out_too(tmp_path: Path) -> None:
+    job = make_job(tmp_path, small_config(loop=FOLDED))
+    state = job.run()
+    parent = {row["text"]: row["parent"] for rows in job.rows(state) for row in rows if row["parent"]}
+    seeds = {seed.id: seed.text for seed in make_seeds()}
+    for fold in (0, 1):
+        rows = texts(fits(job)[f"r1-f{fold}"])
+        held = {identity for identity, text in seeds.items() if text not in rows}
+        assert held
+        assert not {parent[text] for text in rows if text in parent} & held
+
+
+def named_seeds() -> tuple:  # type: ignore[type-arg] # of Seed
+    return tuple(type(s)(s.id, f"{s.text} {s.label}", s.label) for s in make_seeds())
+
+
+def test_a_round_that_loses_out_of_fold_is_not_handed_out(tmp_path: Path) -> None:
+    class Worse(FakeEngine):
+        async def score(self, texts: Sequence[str], task: Task, adapter: str | None = None) -> Scores:
+            scores = await super().score(texts, task, adapter)
+            if adapter and "-r1-f" in adapter and set(texts) <= {seed.text for seed in named_seeds()}:
+                return Scores(scores.logprobs[:, [1, 2, 0]], scores.errors)
+            return scores
+
+    state = make_job(tmp_path, small_config(loop=FOLDED), engine=Worse(noise=0.1), seeds=named_seeds()).run()
+    first, second = state.history
+    assert first.holdout is not None
+    assert second.holdout is not None
+    assert first.holdout.n == second.holdout.n == len(make_seeds())
+    assert second.holdout.accuracy < first.holdout.accuracy
+    assert second.activated is False
+    assert "-m0-" in state.best.served
+
+
+def test_the_temperature_of_a_round_is_fitted_on_what_was_left_out(tmp_path: Path) -> None:
+    noisy = make_job(tmp_path / "noisy", small_config(loop=FOLDED), engine=FakeEngine(noise=4.0))
+    noisy.run()
+    clear = make_job(tmp_path / "clear", small_config(loop=FOLDED), engine=FakeEngine(noise=0.1), seeds=named_seeds())
+    clear.run()
+    assert fits(noisy)["m-f0"].temperature == 1.0
+    assert fits(noisy)["m0"].temperature == fits(noisy)["m1"].temperature
+    assert fits(noisy)["r1"].temperature > 1.0 > fits(clear)["r1"].temperature
+
+
+def test_without_folds_or_with_held_out_seeds_nothing_is_left_out(tmp_path: Path) -> None:
+    none = make_job(tmp_path / "none", small_config(loop={**FOLDED, "folds": 0}))
+    held = make_job(tmp_path / "held", small_config(loop=FOLDED), seeds=make_seeds(holdout=1))
+    for job in (none, held):
+        job.run()
+        assert sorted(fits(job)) == ["m0", "m1", "r1"]
+
+
+def test_a_resumed_job_trains_no_fold_again_and_ends_the_same(tmp_path: Path) -> None:
+    first = make_job(tmp_path, small_config(loop=FOLDED))
+    kept, _ = first.rows(first.run())
+    again = make_job(tmp_path, small_config(loop=FOLDED))
+    assert again.rows(again.run())[0] == kept
+    assert not again.trainer.jobs
+
+
+class Confirming(FakeEngine):
+    """An adapter of round 1 is sure of label 0 whatever it reads."""
+
+    async def score(self, texts: Sequence[str], task: Task, adapter: str | None = None) -> Scores:
+        scores = await super().score(texts, task, adapter)
+        if adapter and "-r1-" in adapter:
+            sure = np.tile([0.0, -50.0, -50.0], (len(texts), 1))
+            return Scores(np.where(np.isnan(scores.logprobs), np.nan, sure), scores.errors)
+        return scores
+
+
+@pytest.mark.parametrize("out_of_sample", [True, False])
+def test_an_adapter_has_no_say_on_rows_that_it_was_trained_on(tmp_path: Path, out_of_sample: bool) -> None:
+    config = small_config(
+        loop={"rounds": 1, "members": 1, "folds": 0},
+        select={"out_of_sample": out_of_sample, "agreement": False, "balance": False, "threshold": 0.9},
+    )
+    job = make_job(tmp_path, config, engine=Confirming(noise=2.0))
+    state = job.run()
+    rows = [row for part in job.rows(state) for row in part if row["source"] == "generated" and row["label_history"]]
+    trained = set(texts(fits(job)["r1"]))
+    own = [row for row in rows if row["text"] in trained]
+    others = [row for row in rows if row["text"] not in trained]
+    assert own
+    assert others
+    assert all(row["distribution"][0] > 1 / 3 for row in others)
+    unchanged = [row["label_history"][0] == row["label_history"][1] for row in own]
+    assert all(unchanged) == out_of_sample
+
+
+def test_the_data_set_leaves_out_what_the_labellers_get_wrong_elsewhere(tmp_path: Path) -> None:
+    engine = {"engine": FakeEngine(noise=2.0)}
+    trusted = make_job(tmp_path / "t", small_config(loop=FOLDED), **engine)
+    state = trusted.run()
+    kept, rejected = trusted.rows(state)
+    all_of_them = make_job(tmp_path / "a", small_config(loop=FOLDED, select={"trust": False}), **engine)
+    every, _ = all_of_them.rows(all_of_them.run())
+    doubtful = [row for row in rejected if row["reason"] == "not_trusted"]
+    assert doubtful
+    assert state.best_holdout is not None
+    left = [row for row in kept if row["source"] == "generated"]
+    assert len(left) < len([row for row in every if row["source"] == "generated"])
+    assert min(row["confidence"] for row in left) > 0
+    assert state.history[-1].selected == len(left)
+
+
+def test_a_target_is_not_cut(tmp_path: Path) -> None:
+    state = make_job(tmp_path, small_config(loop=FOLDED, select={"target_rows": 9})).run()
+    assert state.history[-1].selected == 9
