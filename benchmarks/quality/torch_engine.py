@@ -20,12 +20,15 @@ from afdc.prompting import PromptCodec, encode_chat, encode_continuation
 from afdc.task import Task
 from afdc_pipeline.seams import EngineInfo, EngineUsage, Generated, GenerateRequest, Health, Scores
 from afdc_server.engine.adapters import check_files, check_probes, check_template
+from afdc_server.engine.reading import FEW_READS
+from afdc_server.engine.trie import LabelTrie
 from afdc_server.models import ModelRef
 from afdc_trainer import model as trainer_model
 from afdc_trainer.attention import ATTENTION as PACKED
-from afdc_trainer.publish import label_logprobs
+from afdc_trainer.publish import label_logprobs, path_logprobs
 from benchmarks.quality.decode import Decoder, Prompt
 from benchmarks.quality.kv_rows import ATTENTION, rows_attention
+from benchmarks.quality.likely import likely_paths, share_rest
 from benchmarks.quality.lora_switch import LoraSwitch
 from benchmarks.quality.tasks import refuse_open
 
@@ -151,10 +154,24 @@ class TorchEngine:
         budget = len(codec.prefix_ids) + (CPU_BUDGET if self.info.device == "cpu" else GPU_BUDGET)
         self._model.set_attn_implementation(PACKED)
         if good:
-            logprobs[good] = label_logprobs(self._model, codec, [texts[index] for index in good], budget)
+            logprobs[good] = self._read(codec, [texts[index] for index in good], budget)
         fixed = len(codec.prefix_ids) + len(codec.suffix_ids)
         self._count(started, prompt_tokens=sum(fixed + len(codec.text_ids(texts[i])) for i in good))
         return Scores(logprobs, errors)
+
+    def _read(self, codec: PromptCodec, texts: Sequence[str], budget: int) -> Any:
+        """All labels of every text; with many labels only the likely ones to their end, as the product's engine."""
+        floor, paths = self._config.label_floor, codec.scored_ids
+        trie = LabelTrie.build(paths)
+        if not floor or len(trie.reads) <= FEW_READS:
+            return label_logprobs(self._model, codec, texts, budget)
+        first = sorted({path[:1] for path in paths})
+        heads = path_logprobs(self._model, codec, [(text, first) for text in texts], budget)
+        heads = [dict(zip(first, row, strict=True)) for row in heads]
+        likely = [likely_paths(paths, head, floor) for head in heads]
+        asked = [(text, [paths[label] for label in labels]) for text, labels in zip(texts, likely, strict=True)]
+        found = path_logprobs(self._model, codec, asked, budget)
+        return [share_rest(paths, *one) for one in zip(heads, likely, found, strict=True)]
 
     def _activate(self, adapter: str | None) -> None:
         if adapter is not None and adapter not in self._live:

@@ -56,3 +56,39 @@ def test_a_label_that_begins_another_keeps_its_own_score() -> None:
 def test_labels_without_tokens_are_refused(paths: list[tuple[int, ...]]) -> None:
     with pytest.raises(ValueError, match="at least one token"):
         LabelTrie.build(paths)
+
+
+def read_worthy(trie: LabelTrie, floor: float) -> dict[int, list[float]]:
+    """Answers of a model whose next token is one of six, level by level, without what is not worth reading."""
+    answers: dict[int, list[float]] = {}
+    for level in trie.levels:
+        for number in trie.worth(answers, level, floor):
+            read = trie.reads[number]
+            answers[number] = [next_logprob(read.path, token) for token in read.ids]
+    return answers
+
+
+def next_logprob(path: tuple[int, ...], token: int) -> float:
+    weights = np.random.default_rng([len(path), *path]).dirichlet([0.2] * 6)
+    return float(np.log(weights[token] + 1e-12))
+
+
+@given(label_paths, st.sampled_from([0.0, 1e-3, 0.1]), st.integers(min_value=1, max_value=4))
+def test_a_floor_leaves_out_only_what_is_less_likely(paths: list[tuple[int, ...]], floor: float, max_ids: int) -> None:
+    trie = LabelTrie.build(paths, max_ids)
+    answers = read_worthy(trie, floor)
+    scores = trie.assemble([answers.get(number) for number in range(len(trie.reads))])
+    exact = [sum(next_logprob(path[:i], token) for i, token in enumerate(path)) for path in paths]
+    mass = np.exp([next_logprob((), token) for token in {path[0] for path in paths}]).sum()
+    for score, truth in zip(scores, exact, strict=True):
+        if not math.isclose(score, truth, abs_tol=1e-9):
+            assert math.exp(truth) <= floor * mass
+            assert math.exp(score) <= floor * mass
+
+
+def test_labels_left_out_share_what_their_beginning_has() -> None:
+    trie = LabelTrie.build([(1, 3), (1, 4), (2,)])
+    rare = math.log(1e-6)
+    answers = {0: [rare, math.log(0.9)]}
+    assert trie.worth(answers, [1], 1e-4) == []
+    assert trie.assemble([answers[0], None]) == pytest.approx([rare - math.log(2), rare - math.log(2), math.log(0.9)])

@@ -21,10 +21,11 @@ from afdc_server.engine.adapters import AdapterTable, LiveAdapter, check_files, 
 from afdc_server.engine.backend import AdapterSlot, Backend
 from afdc_server.engine.limits import WeightedLimit
 from afdc_server.engine.patience import within
+from afdc_server.engine.reading import FEW_READS, read_labels
 from afdc_server.engine.settings import EngineSettings
 from afdc_server.engine.starting import Starter
 from afdc_server.engine.supervisor import Supervisor, Work
-from afdc_server.engine.tasks import all_or_none, finish_bounded, see_through
+from afdc_server.engine.tasks import finish_bounded, see_through
 from afdc_server.engine.trie import LabelTrie
 
 CANARY_TOKENS = 4
@@ -157,12 +158,13 @@ class SupervisedEngine:
             raise InputError("the task is open: it has no labels to score", remedy="Sample its answers instead")
         logprobs = np.full((len(texts), len(task.names)), np.nan)
         errors: dict[int, str] = {}
+        floor = self._settings.config.label_floor if len(trie.reads) > FEW_READS else 0.0
 
         async def score_one(index: int) -> int:
             try:
                 codec.check_length(texts[index], self._settings.max_model_len)
                 prompt = codec.prompt_ids(texts[index])
-                logprobs[index] = await self._run(slot, lambda b: self._read_labels(b, prompt, trie, slot))
+                logprobs[index] = await self._run(slot, lambda b: self._read_labels(b, prompt, trie, slot, floor))
             except (RequestRejectedError, InputError) as exc:
                 errors[index] = str(exc)
             return index
@@ -174,13 +176,11 @@ class SupervisedEngine:
         return Scores(logprobs, errors)
 
     async def _read_labels(
-        self, backend: Backend, prompt: list[int], trie: LabelTrie, slot: AdapterSlot | None
+        self, backend: Backend, prompt: list[int], trie: LabelTrie, slot: AdapterSlot | None, floor: float = 0.0
     ) -> FloatArray:
-        """All node reads of one text at once: they share the prompt through the prefix cache."""
-        answers = await all_or_none(backend.read([*prompt, *read.path], read.ids, slot) for read in trie.reads)
-        tokens = sum(len(prompt) + len(read.path) for read in trie.reads)
-        self._count(tokens, 0, sum(answer.cached_tokens for answer in answers))
-        return trie.assemble([answer.logprobs for answer in answers])
+        found = await read_labels(backend, prompt, trie, slot, floor)
+        self._count(found.prompt_tokens, 0, found.cached_tokens)
+        return found.logprobs
 
     def _make_plan(self, task: Task) -> tuple[PromptCodec, LabelTrie | None]:
         codec = PromptCodec(self._tokenizer, task)
