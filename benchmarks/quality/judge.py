@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from afdc.config import build_config
+from afdc.presets import build_config
 from afdc.task import Example
 from afdc_pipeline import metrics, scoring
 from afdc_pipeline.seams import FloatArray

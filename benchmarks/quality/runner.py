@@ -15,8 +15,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from afdc.config import RunConfig, build_config
+from afdc.config import RunConfig
 from afdc.files import write_json
+from afdc.presets import build_config
 from afdc_server.models import detect_device, resolve_model
 from benchmarks.quality.bench import Bench, Case, Options, baseline_code, loop_code, trainer_code
 from benchmarks.quality.cache import digest
@@ -24,6 +25,9 @@ from benchmarks.quality.methods import METHODS
 from benchmarks.quality.tasks import DrawSpec, TaskFolder, draw_rows, read_folder
 
 Record = dict[str, Any]
+
+KEPT = Path(__file__).with_name("results")
+"""Finished cells that the repository carries, by task: a sweep of hours goes on on another machine."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +87,13 @@ def _folder(path: Path) -> TaskFolder:
 
 
 def stored(cell: Cell, options: Options, *, any_code: bool = False) -> Record | None:
-    """The finished result of a cell, unless code that it depends on has changed since."""
+    """The finished result of a cell, here or in the repository, unless code that it depends on has changed since."""
     path = record_path(cell, options)
-    if not path.exists():
-        return None
-    record: Record = json.loads(path.read_bytes())
-    return record if any_code or record["code"] == code_of(cell.method) else None
+    for place in (path, KEPT / path.parent.name / path.name):
+        record: Record | None = json.loads(place.read_bytes()) if place.exists() else None
+        if record and (any_code or record["code"] == code_of(cell.method)):
+            return record
+    return None
 
 
 async def compute(bench: Bench, cell: Cell) -> Record:

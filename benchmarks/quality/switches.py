@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from afdc.config import build_config
 from afdc.errors import UsageError
+from afdc.presets import build_config
 from afdc.settings import merge_layers, set_layer
 
 SECTIONS = ("augment", "select", "train", "loop")

@@ -55,8 +55,8 @@ class SharedTrainer:
             else:
                 result = await self.inner.fit(_moved(job, place, key))
                 write_json(stored, result.model_dump(mode="json"))
-        assert result.adapter is not None
-        return result.model_copy(update={"adapter": _copy(result.adapter, job.adapters)})
+            assert result.adapter is not None
+            return result.model_copy(update={"adapter": _copy(result.adapter, job.adapters)})
 
     def _key(self, job: TrainJob) -> str:
         inputs: dict[str, Any] = job.model_dump(mode="json", exclude=set(PATHS))

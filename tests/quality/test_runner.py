@@ -131,6 +131,21 @@ async def test_a_result_of_other_code_is_stale(bench: Bench, folder: Path, monke
     assert stored(cell, bench.options, any_code=True) is not None
 
 
+async def test_a_result_that_the_repository_carries_is_not_computed_again(
+    bench: Bench, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = Cell(folder, SPEC, "default")
+    record = await compute(bench, cell)
+    monkeypatch.setattr(runner, "KEPT", tmp_path / "kept")
+    place = record_path(cell, bench.options)
+    carried = tmp_path / "kept" / place.parent.name / place.name
+    carried.parent.mkdir(parents=True)
+    place.rename(carried)
+    assert stored(cell, bench.options) == record
+    monkeypatch.setattr(runner, "code_of", lambda _: "other")
+    assert stored(cell, bench.options) is None
+
+
 async def test_a_key_names_what_counts_and_nothing_else(bench: Bench, folder: Path) -> None:
     options = bench.options
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from afdc.config import build_config
 from afdc.errors import UsageError
+from afdc.presets import build_config
 from benchmarks.quality.summary import ablation, gap_closed, standard_error, summarise
 from benchmarks.quality.switches import default_switches, parse_variant
 from benchmarks.quality.table import ablation_table, replace_between, results_table
