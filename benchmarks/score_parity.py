@@ -66,7 +66,7 @@ async def serve(
     model: ModelRef, dtype: Any, device: str, rank: int, texts: list[str], codec: PromptCodec, adapter: Path
 ) -> list[NDArray[np.float64]]:
     """The engine's scores of the base model and of the adapter."""
-    config = EngineConfig(device=device, dtype=dtype, max_lora_rank=rank)
+    config = EngineConfig(device=device, dtype=dtype, max_lora_rank=rank, label_floor=0)
     with tempfile.TemporaryDirectory() as logs:
         engine = make_engine(model, config, Path(logs))
         await engine.start()

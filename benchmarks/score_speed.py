@@ -156,7 +156,7 @@ def main() -> None:
     args = parser.parse_args()
     task = read_task(args.data / "task.json")
     texts = [example.text for example in read_examples(args.data / "test.jsonl", task)[: args.texts]]
-    config = EngineConfig()
+    config = EngineConfig(label_floor=0)  # like for like: the others read every label to its end
     model = resolve_model(args.model, detect_device("auto"))
     codec = PromptCodec(load_tokenizer(model.path), task)
     own = asyncio.run(measure_own(model, config, codec, task, texts, args.repeats))
