@@ -43,7 +43,13 @@ def make_job(args: argparse.Namespace, folder: Path) -> TrainJob:
     rows = [TrainRow(text=e["text"], targets={task.names.index(e["label"]): 1.0}) for e in examples]
     (folder / "rows.jsonl").write_text("".join(r.model_dump_json() + "\n" for r in rows), encoding="utf-8")
     config = TrainConfig(
-        rank=RANK, alpha=ALPHA, learning_rate=RATE, batch_size=args.batch, dtype=args.dtype, device="cpu"
+        contrastive=0,  # TRL has no such loss
+        rank=RANK,
+        alpha=ALPHA,
+        learning_rate=RATE,
+        batch_size=args.batch,
+        dtype=args.dtype,
+        device="cpu",
     )
     return TrainJob(
         name="bench-r0",

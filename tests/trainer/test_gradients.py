@@ -88,10 +88,10 @@ def plain_loss(wrapped: Any, codec: PromptCodec, examples: list[Example], side: 
 @pytest.mark.parametrize(
     ("fixture", "side", "config", "budget"),
     [
-        ("tiny", "left", TrainConfig(rank=8), 4096),
-        ("tiny", "right", TrainConfig(rank=16, rslora=True, label_smoothing=0.1), 60),
-        ("tiny", "left", TrainConfig(rank=16, label_smoothing=0.2), 90),
-        ("packaged", "right", TrainConfig(rank=8), 4096),
+        ("tiny", "left", TrainConfig(rank=8, contrastive=0), 4096),
+        ("tiny", "right", TrainConfig(rank=16, contrastive=0, rslora=True, label_smoothing=0.1), 60),
+        ("tiny", "left", TrainConfig(rank=16, contrastive=0, label_smoothing=0.2), 90),
+        ("packaged", "right", TrainConfig(rank=8, contrastive=0), 4096),
     ],
 )
 def test_loss_and_gradients_equal_peft_on_a_padded_batch(
