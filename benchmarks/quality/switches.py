@@ -14,6 +14,7 @@ OFF: dict[str, Any] = {
     "loop.members": 1,
     "loop.rounds": 1,
     "loop.holdout": 0.0,
+    "loop.folds": 0,
     "augment.rounds": 1,
     "augment.context_seeds": 1,
     "augment.min_mean_logprob": None,
@@ -21,6 +22,7 @@ OFF: dict[str, Any] = {
     "select.per_label": None,
     "select.per_seed": None,
     "train.seed_repeat": 1,
+    "train.contrastive": 0.0,
     "train.label_smoothing": 0.0,
     "train.dropout": 0.0,
 }
