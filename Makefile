@@ -18,7 +18,7 @@ setup: ## make .venv ready for this machine (GPU or CPU); does nothing when it i
 
 run: setup ## the example, from a few hand-written seeds to data set and adapter (MODEL=..., OUT=..., ARGS=...)
 	@$(VENV)/afdc run --seeds $(EXAMPLE)/seeds.jsonl --task $(EXAMPLE)/task.json --eval $(EXAMPLE)/eval.jsonl \
-	  --out $(OUT) $(if $(MODEL),--model $(MODEL)) $(ARGS)
+	  --out $(OUT) --variants 10 $(if $(MODEL),--model $(MODEL)) $(ARGS)
 
 test: setup ## the tests of this machine, without those that take minutes (ARGS=...)
 	@$(VENV)/python -m pytest -m "$(MARKS)" $(ARGS)
