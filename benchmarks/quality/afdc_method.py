@@ -102,8 +102,8 @@ async def _outcome(bench: Bench, case: Case, ctx: JobContext, state: LoopState) 
 async def _data_facts(bench: Bench, case: Case, kept: Rows, dropped: dict[str, int]) -> dict[str, Any]:
     """Precision, balance, variety and repeats of D2."""
     generated = [row["text"] for row in kept if row["source"] == "generated"]
-    seeds = len(case.drawn.seeds)
-    written = seeds * case.config.augment.variants_of(seeds) * case.config.augment.rounds
+    parents = len(case.drawn.seeds)
+    written = parents * case.config.augment.variants_of(parents) * case.config.augment.rounds
     vectors, seeds = bench.encoder.encode(generated), bench.encoder.encode([row.text for row in case.drawn.seeds])
     facts: dict[str, Any] = {
         "data": {
