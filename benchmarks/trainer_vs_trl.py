@@ -166,7 +166,7 @@ WORKERS = {"ours": run_ours, "trl": run_trl, "ceiling": run_ceiling}
 
 def run_worker(name: str, job: TrainJob, folder: Path) -> dict[str, Any]:
     """One measurement in a fresh process."""
-    from afdc_server.trainer import trainer_environment
+    from afdc_server.child import trainer_environment
 
     folder.mkdir(parents=True)
     places = {"work": folder / "work", "result": folder / "result.json"}

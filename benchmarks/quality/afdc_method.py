@@ -11,11 +11,12 @@ from afdc.task import Example
 from afdc.training import TrainRow
 from afdc_pipeline import metrics, scoring
 from afdc_pipeline.context import JobContext
-from afdc_pipeline.loop import LoopState, run_loop
+from afdc_pipeline.loop import run_loop
 from afdc_pipeline.outcome import filter_counts, kept_rows
 from afdc_pipeline.pool import Pool
 from afdc_pipeline.stages.augment import SeenTexts, build_pool
 from afdc_pipeline.stages.swap import serve
+from afdc_pipeline.state import LoopState
 from benchmarks.quality.bench import Bench, Case, Outcome, hard_row, mean_outcome
 from benchmarks.quality.facts import duplicates, label_balance, label_precision, spread
 from benchmarks.quality.judge import judge
@@ -65,7 +66,9 @@ async def _fitted(bench: Bench, case: Case, rows: Sequence[TrainRow], epochs: in
 
 async def _open(bench: Bench, case: Case, unlabeled: Sequence[Example]) -> JobContext:
     task, seeds = case.task.task, case.drawn.seeds
-    return await open_job(bench.engine, bench.trainer, case.folder, task, seeds, case.config, unlabeled)
+    return await open_job(
+        bench.engine, bench.trainer, case.folder, task, seeds, case.config, unlabeled, bench.labelling_encoder
+    )
 
 
 async def _leave(ctx: JobContext) -> None:

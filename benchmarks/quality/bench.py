@@ -18,6 +18,7 @@ from afdc.layout import RunLayout
 from afdc.task import Example, Task
 from afdc.training import RESULT_FILE, ROWS_FILE, TrainJob, TrainRow
 from afdc_pipeline import metrics, scoring
+from afdc_pipeline.seams import Encoder as LabellingEncoder
 from afdc_pipeline.seams import Engine, EngineInfo, FloatArray, Trainer
 from afdc_pipeline.stages.fit import write_rows
 from afdc_server.models import ModelRef, detect_device, resolve_model
@@ -25,7 +26,7 @@ from benchmarks.quality.cache import KeyValue, code_digest
 from benchmarks.quality.cached_engine import CachedEngine
 from benchmarks.quality.encoder import Encoder
 from benchmarks.quality.tasks import Drawn, DrawSpec, TaskFolder
-from benchmarks.quality.trainers import InsideTrainer, SharedTrainer
+from benchmarks.quality.trainers import InsideEncoder, InsideTrainer, SharedTrainer
 
 if TYPE_CHECKING:
     from benchmarks.quality.torch_engine import TorchEngine
@@ -103,6 +104,7 @@ class Bench:
     info: EngineInfo
     trainer: SharedTrainer
     encoder: Encoder
+    labelling_encoder: LabellingEncoder
     measuring_seconds: float = 0.0
     _plain: TorchEngine | None = None
 
@@ -114,7 +116,8 @@ class Bench:
         info = await engine.start()
         inner: Trainer = InsideTrainer() if options.trainer == "inside" else _process_trainer(options.work)
         trainer = SharedTrainer(inner, options.work / "adapters", trainer_code())
-        return cls(options, engine, info, trainer, Encoder(answers, info.device))
+        labelling = _labelling_encoder(options)
+        return cls(options, engine, info, trainer, Encoder(answers, info.device), labelling)
 
     def clock(self) -> float:
         """Seconds that go on as if nothing had been found in the cache."""
@@ -219,8 +222,8 @@ def _model_and_config(options: Options) -> tuple[ModelRef, EngineConfig]:
 
 
 def trainer_code() -> str:
-    """Digest of the trainer's code."""
-    return code_digest([Path(folder) for folder in afdc_trainer.__path__])
+    """Digest of the code that trains adapters."""
+    return code_digest([Path(folder) for folder in afdc_trainer.__path__], without=("encoder",))
 
 
 def loop_code() -> str:
@@ -232,6 +235,13 @@ def baseline_code() -> str:
     """Digest of the code of the baselines that neither train an adapter nor run the loop."""
     names = ("methods", "in_context", "encoder", "contrastive")
     return code_digest([Path(__file__).with_name(f"{name}.py") for name in names])
+
+
+def _labelling_encoder(options: Options) -> LabellingEncoder:
+    from afdc_server.encoder import SubprocessEncoder, resolve_encoder
+
+    info = resolve_encoder("")
+    return InsideEncoder(info) if options.trainer == "inside" else SubprocessEncoder(info, options.work / "logs")
 
 
 def _process_trainer(work: Path) -> Trainer:

@@ -58,9 +58,14 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def code_digest(places: Sequence[Path]) -> str:
-    """Hash of the Python code in files and under folders, blind to comments, docstrings and layout."""
-    files = sorted(path for place in places for path in ([place] if place.is_file() else place.rglob("*.py")))
+def code_digest(places: Sequence[Path], without: Sequence[str] = ()) -> str:
+    """Hash of the Python code in files and under folders, blind to comments, docstrings and layout.
+
+    Args:
+        without: names of folders that do not count.
+    """
+    found = [path for place in places for path in ([place] if place.is_file() else place.rglob("*.py"))]
+    files = sorted(path for path in found if path.parent.name not in without)
     return digest([[path.name, _bare_code(path)] for path in files])
 
 

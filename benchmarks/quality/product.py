@@ -11,7 +11,7 @@ from afdc.files import sha256_bytes, write_bytes
 from afdc.layout import RunLayout
 from afdc.task import Example, Task
 from afdc_pipeline.context import JobContext, Meter, SilentProgress
-from afdc_pipeline.seams import Engine, Trainer
+from afdc_pipeline.seams import Encoder, Engine, Trainer
 from afdc_server.duplicates import SqliteDuplicateIndex
 from afdc_server.ledger import SqlLedger, open_sqlite
 from afdc_server.local.request import RunRequest, check_request
@@ -26,6 +26,7 @@ async def open_job(
     seeds: Sequence[Example],
     config: RunConfig,
     unlabeled: Sequence[Example] = (),
+    encoder: Encoder | None = None,
 ) -> JobContext:
     """A job in `folder`, checked as `afdc run` checks it, ready for `run_loop` and resumable by opening it again."""
     layout = RunLayout(folder.resolve())
@@ -56,6 +57,7 @@ async def open_job(
         open_index=lambda path: SqliteDuplicateIndex(path, config.augment.near_duplicate),
         progress=SilentProgress(),
         meter=Meter(engine, engine.usage()),
+        encoder=encoder if config.encoder.labeller else None,
     )
 
 

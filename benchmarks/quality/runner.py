@@ -163,7 +163,7 @@ def _work(cell: Cell) -> Record:
 def prepare_environment(jobs: int) -> None:
     """What the workers inherit: the libraries that make torch faster on a CPU, and their share of its cores."""
     from afdc.training import PARENT_VARIABLE
-    from afdc_server.trainer import trainer_environment
+    from afdc_server.child import trainer_environment
 
     cores = len(os.sched_getaffinity(0))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // jobs)))

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from afdc.adapter import verify_adapter
+from afdc.encoding import EncoderJob, EncoderResult
 from afdc.files import publish_folder, sha256_file, write_json
 from afdc.training import RESULT_FILE, ROWS_FILE, TrainJob, TrainResult
-from afdc_pipeline.seams import Trainer
+from afdc_pipeline.seams import EncoderInfo, Trainer
 from benchmarks.quality.cache import digest, locked
 
 ELSEWHERE = ("checkpoint_every", "epochs", "seed_epochs", "seed_repeat", "continue_adapter")  # the job says what counts
@@ -26,6 +27,23 @@ class InsideTrainer:
 
         try:
             return fit(job)
+        finally:
+            torch.use_deterministic_algorithms(False)  # the engine's own operations have no deterministic form
+
+
+class InsideEncoder:
+    """`afdc_trainer.encoder.run.run` without a process of its own."""
+
+    def __init__(self, info: EncoderInfo) -> None:
+        self.info = info
+
+    async def label(self, job: EncoderJob) -> EncoderResult:
+        import torch
+
+        from afdc_trainer.encoder.run import run
+
+        try:
+            return run(job)
         finally:
             torch.use_deterministic_algorithms(False)  # the engine's own operations have no deterministic form
 

@@ -196,6 +196,26 @@ class TrainConfig(SettingsTable):
     )
 
 
+class EncoderConfig(SettingsTable):
+    """A sentence encoder that labels beside the adapters. Tasks with labels only."""
+
+    labeller: bool = Field(
+        default=True, description="tune a sentence encoder on the same rows: half of the say on every text is its own"
+    )
+    model: str = Field(
+        default="", description="encoder: a folder or a hub id; empty: the packaged all-MiniLM-L6-v2 (English)"
+    )
+    seed_epochs: int = Field(default=20, ge=1, le=10_000, description="epochs of round 0, over the seeds alone")
+    epochs: int = Field(default=3, ge=1, le=10_000, description="epochs of a later round")
+    batch_size: int = Field(default=32, ge=2, le=1 << 16, description="rows an optimiser step")
+    learning_rate: float = Field(default=1e-4, gt=0, le=1, description="peak learning rate")
+    temperature: float = Field(
+        default=0.1, gt=0, le=10, description="of the contrastive loss: lower values look at the nearest texts"
+    )
+    max_tokens: int = Field(default=256, ge=8, le=8192, description="texts are cut behind so many tokens")
+    device: Device = Field(default="auto", description="where the encoder runs")
+
+
 class LoopConfig(SettingsTable):
     """Self-training rounds and when to stop."""
 
@@ -242,4 +262,5 @@ class RunConfig(SettingsTable):
     answer: AnswerConfig = AnswerConfig()
     select: SelectConfig = SelectConfig()
     train: TrainConfig = TrainConfig()
+    encoder: EncoderConfig = EncoderConfig()
     loop: LoopConfig = LoopConfig()

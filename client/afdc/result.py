@@ -42,6 +42,9 @@ class RoundResult(Model):
     )
     mean_confidence: float | None = None
     holdout: Evaluation | None = None
+    encoder: Evaluation | None = Field(
+        default=None, description="the round's encoder on the seeds, each by a fit that did not see it"
+    )
     eval: Evaluation | None = None
     adapter: str = ""
     activated: bool = True

@@ -1,4 +1,4 @@
-"""Everything a running job holds: its inputs, its settings and the four seams."""
+"""Everything a running job holds: its inputs, its settings and the seams."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from afdc.task import Example, Task
 from afdc_pipeline.rows import Seed
 from afdc_pipeline.seams import (
     DuplicateIndex,
+    Encoder,
     Engine,
     EngineInfo,
     EngineUsage,
@@ -84,6 +85,8 @@ class JobContext:
     open_index: Callable[[Path], DuplicateIndex]
     progress: Progress
     meter: Meter
+    encoder: Encoder | None = None
+    """None where `encoder.labeller` is off and for open tasks."""
     clock: Callable[[], float] = time.monotonic
     loaded: dict[str, Path] = field(default_factory=dict)
     """Adapters live in the engine, least recently used first: name -> folder."""

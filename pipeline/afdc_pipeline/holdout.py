@@ -8,17 +8,34 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
+from afdc.files import sha256_bytes
 from afdc.task import text_id
-from afdc_pipeline.rows import Seed
+from afdc_pipeline.rows import Candidate, Seed
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Fold:
-    """Train on `train`, score `held`."""
+    """Train on `train`, score `held`. It is fold `number` of `of`; one of one holds nothing out."""
 
     train: tuple[Seed, ...]
     held: tuple[Seed, ...]
+    number: int = 0
+    of: int = 1
+
+    @cached_property
+    def held_ids(self) -> frozenset[str]:
+        """Ids of the held seeds."""
+        return frozenset(seed.id for seed in self.held)
+
+    def leaves_out(self, candidate: Candidate) -> bool:
+        """Whether a text is not trained on either: it was written from a held seed, or is this fold's share of the
+        real ones, which are dealt out by their ids.
+        """
+        if candidate.parent:
+            return candidate.parent in self.held_ids
+        return self.of > 1 and int(sha256_bytes(candidate.id.encode())[:8], 16) % self.of == self.number
 
 
 def split(seeds: Sequence[Seed], share: float, seed: int, *, by_label: bool = True) -> tuple[Seed, ...]:
@@ -58,9 +75,16 @@ def folds(seeds: Sequence[Seed], k: int, seed: int) -> tuple[Fold, ...]:
         Fold(
             train=tuple(row for row in seeds if place.get(row.id) != fold),
             held=tuple(row for row in seeds if place.get(row.id) == fold),
+            number=fold,
+            of=k,
         )
         for fold in range(k)
     )
+
+
+def cross_folds(seeds: Sequence[Seed], k: int, seed: int) -> list[Fold]:
+    """The folds that hold a seed out; none for k of 0 or 1."""
+    return [fold for fold in folds(seeds, k, seed) if fold.held] if k > 1 else []
 
 
 def _by_label(seeds: Sequence[Seed], seed: int) -> list[list[Seed]]:

@@ -9,19 +9,19 @@ T times: M_t <- fit(base, D0 + D2); gate; D2 <- select(relabel(D1)), as above
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 
 from afdc.result import EvalSummary, Evaluation, RoundResult
 from afdc_pipeline import growth, metrics, stopping
 from afdc_pipeline.context import JobContext
-from afdc_pipeline.pool import Pool
 from afdc_pipeline.seams import StageKey
 from afdc_pipeline.spending import spent, stage_seconds
 from afdc_pipeline.stages.answer import answer_pool
 from afdc_pipeline.stages.augment import SeenTexts, build_pool, extend_pool
 from afdc_pipeline.stages.crossfit import CrossFit, cross_fit
 from afdc_pipeline.stages.decide import Decisions, Labelled, decide, decided_rows
+from afdc_pipeline.stages.encode import encode_pool, encoder_of
 from afdc_pipeline.stages.evaluate import evaluate
 from afdc_pipeline.stages.fit import train_member, train_round, train_round_fold, train_seed_fold
 from afdc_pipeline.stages.grade import grade
@@ -31,36 +31,7 @@ from afdc_pipeline.stages.runner import StageRun, run_stage
 from afdc_pipeline.stages.score import score_pool
 from afdc_pipeline.stages.settle import settle
 from afdc_pipeline.stages.swap import accept_adapter
-
-BASE = Scorer("base")
-
-
-@dataclass(frozen=True)
-class ScoredPool:
-    """What a labeller has scored: the stages that hold its log-probs, and how many chunks of the pool they cover."""
-
-    keys: tuple[StageKey, ...]
-    chunks: int
-
-
-@dataclass
-class LoopState:
-    """Where the loop stands. `best` is M* so far; `labellers` are those whose mean labels D1."""
-
-    pool: Pool
-    seen: SeenTexts
-    labellers: list[Scorer] = field(default_factory=list)
-    scored: dict[str, ScoredPool] = field(default_factory=dict)
-    best: Scorer = BASE
-    best_holdout: Evaluation | None = None
-    history: list[RoundResult] = field(default_factory=list)
-    decisions: list[Decisions] = field(default_factory=list)
-    eval: EvalSummary = field(default_factory=EvalSummary)
-    stop_reason: str = ""
-    extra: int = 0
-    """Augment rounds that were drawn beyond the plan, to reach the target."""
-    first_selected: int | None = None
-    """Drawn rows of D2 when the target was first missed: the yield of the plan."""
+from afdc_pipeline.state import BASE, LoopState, ScoredPool
 
 
 async def run_loop(ctx: JobContext, history: list[RoundResult] | None = None) -> LoopState:
@@ -128,7 +99,7 @@ async def _round_zero(ctx: JobContext, state: LoopState) -> list[Evaluation]:
 
 async def _member(ctx: JobContext, number: int, temperature: float) -> Scorer:
     """A seeds-only adapter. Raises AdapterError when it fails verification: there is nothing to fall back to."""
-    scorer = Scorer(f"m{number}", await train_member(ctx, number, temperature))
+    scorer = Scorer(f"m{number}", await train_member(ctx, number, temperature), temperature=temperature)
     await accept_adapter(ctx, 0, scorer.name, scorer.served, needed=True)
     return scorer
 
@@ -139,7 +110,7 @@ async def _self_train(ctx: JobContext, state: LoopState, round: int) -> None:
     fold = partial(train_round_fold, ctx, round, state.pool, state.decisions[-1])
     fitted = await cross_fit(ctx, round, f"r{round}", fold, state.decisions[-1].key)
     adapter = await train_round(ctx, round, state.pool, state.decisions[-1], previous, fitted.temperature)
-    scorer = Scorer(f"r{round}", adapter, state.decisions[-1].key)
+    scorer = Scorer(f"r{round}", adapter, state.decisions[-1].key, temperature=fitted.temperature, born=round)
     refused = await accept_adapter(ctx, round, scorer.name, scorer.served)
     if refused:
         state.stop_reason = f"adapter {scorer.served} was not activated: {refused}"
@@ -176,6 +147,7 @@ def _activate(
 async def _label(ctx: JobContext, state: LoopState, round: int) -> str:
     """D2 of the round. Returns what was drawn beyond the plan to reach the target, and why it ended; "" for nothing."""
     previous = state.decisions[-1] if state.decisions else None
+    _add_encoder(ctx, state, round, previous)
     state.decisions.append(await _decide(ctx, state, round, previous))
     target = ctx.config.select.target_rows
     if target is None or state.decisions[-1].selected >= target:
@@ -195,6 +167,12 @@ async def _label(ctx: JobContext, state: LoopState, round: int) -> str:
     return note
 
 
+def _add_encoder(ctx: JobContext, state: LoopState, round: int, previous: Decisions | None) -> None:
+    """The round's encoder labels beside the adapters. It learns from the rows that they learnt from."""
+    if ctx.encoder is not None:
+        state.labellers.append(encoder_of(ctx, ctx.encoder, round, previous.key if previous else None))
+
+
 def _drawn_rows(ctx: JobContext, state: LoopState) -> int:
     """Rows of D2 that were generated: real texts come once, and tell nothing of what a further round yields."""
     decisions = state.decisions[-1]
@@ -208,18 +186,29 @@ async def _decide(
     ctx: JobContext, state: LoopState, round: int, previous: Decisions | None, part: str = "", error: float = 0.0
 ) -> Decisions:
     """Score what the labellers have not seen, or answer it where the task is open, and select."""
-    label_pool, choose = (answer_pool, settle) if ctx.task.is_open else (score_pool, decide)
-    chunks = len(state.pool.chunks())
+    choose, chunks = settle if ctx.task.is_open else decide, len(state.pool.chunks())
     for scorer in state.labellers:
         old = state.scored.get(scorer.name)
         if old is None:
-            key = await label_pool(ctx, round, state.pool, scorer)
+            key = await _read_pool(ctx, state, round, scorer)
             state.scored[scorer.name] = ScoredPool((key,), chunks)
         elif old.chunks < chunks:
-            key = await label_pool(ctx, round, state.pool, scorer, part, old.chunks)
+            key = await _read_pool(ctx, state, round, scorer, part, old.chunks)
             state.scored[scorer.name] = ScoredPool((*old.keys, key), chunks)
     labelled = [Labelled(scorer, state.scored[scorer.name].keys) for scorer in state.labellers]
     return await choose(ctx, round, state.pool, labelled, previous, part, error)
+
+
+async def _read_pool(
+    ctx: JobContext, state: LoopState, round: int, scorer: Scorer, part: str = "", first: int = 0
+) -> StageKey:
+    """What one labeller says of the pool, from chunk `first` on."""
+    if scorer.view == "encoder" and ctx.encoder is not None:
+        key, found = await encode_pool(ctx, ctx.encoder, round, state.pool, scorer, part, first)
+        state.encoders[scorer.born] = found
+        return key
+    label_pool = answer_pool if ctx.task.is_open else score_pool
+    return await label_pool(ctx, round, state.pool, scorer, part, first)
 
 
 def _standing(ctx: JobContext, state: LoopState, gained: int | None) -> growth.Standing:
@@ -254,6 +243,7 @@ async def _record(
         agreement=decisions.agreement,
         mean_confidence=decisions.mean_confidence,
         holdout=holdout,
+        encoder=state.encoders.get(round) if activated else None,
         eval=evaluation,
         adapter=(scorer or state.best).served,
         activated=activated,

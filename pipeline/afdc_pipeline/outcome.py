@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from afdc_pipeline.context import JobContext
-from afdc_pipeline.loop import LoopState
 from afdc_pipeline.rows import Candidate, Seed
 from afdc_pipeline.stages.decide import decided_rows
+from afdc_pipeline.state import LoopState
 
 DecidedRow = tuple[Candidate, list[dict[str, Any]]]
 UNJUDGED: dict[str, Any] = {"agreement": None, "mean_logprob": None}  # columns of open tasks alone

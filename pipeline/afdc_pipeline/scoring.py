@@ -57,7 +57,7 @@ def entropy(probs: FloatArray) -> FloatArray:
 
 
 def ensemble(members: Sequence[FloatArray], votes: Sequence[NDArray[np.bool_]] | None = None) -> FloatArray:
-    """Mean of the members' distributions; one member is returned as it is. A row that any member lacks is NaN.
+    """Mean of the members' distributions; one member is returned as it is. A row that a voter lacks is NaN.
 
     Args:
         votes: a bool [n] a member, whether it has a say on each row; None: it has on all. Where none has one, all have.
@@ -66,22 +66,47 @@ def ensemble(members: Sequence[FloatArray], votes: Sequence[NDArray[np.bool_]] |
         raise ValueError("an ensemble needs at least one member")
     if len(members) == 1:
         return members[0]
-    counts = np.ones((len(members), len(members[0]))) if votes is None else np.asarray(votes, dtype=np.float64)
-    counts[:, counts.sum(axis=0) == 0] = 1.0
+    counts = np.ones((len(members), len(members[0])), dtype=np.bool_) if votes is None else np.array(votes)
+    counts[:, ~counts.any(axis=0)] = True
     total = np.zeros_like(members[0])
     for member, count in zip(members, counts, strict=True):
-        total += member * count[:, None]
+        total += np.where(count[:, None], member, 0.0)
     return np.asarray(total / counts.sum(axis=0)[:, None])
+
+
+def ensemble_of_kinds(
+    members: Sequence[FloatArray], votes: Sequence[NDArray[np.bool_]], kinds: Sequence[str]
+) -> FloatArray:
+    """Product over the kinds of members, normalised, of the `ensemble` of each kind.
+
+    Members of a kind err alike: their mean is one witness. Kinds err apart: witnesses that are independent given the
+    label multiply (for a uniform prior), as in co-training (Blum and Mitchell 1998; product of experts: Hinton 2002).
+
+    Args:
+        votes: as of `ensemble`. A kind without a vote on a row has no say on it, unless none has.
+        kinds: of each member.
+    """
+    groups = [[at for at, other in enumerate(kinds) if other == kind] for kind in dict.fromkeys(kinds)]
+    means = [ensemble([members[at] for at in group], [votes[at] for at in group]) for group in groups]
+    if len(groups) == 1:
+        return means[0]
+    heard: NDArray[np.bool_] = np.stack([np.stack([votes[at] for at in group]).any(axis=0) for group in groups])
+    heard[:, ~heard.any(axis=0)] = True
+    logs = [np.where(has[:, None], np.log(np.maximum(mean, TINY)), 0.0) for mean, has in zip(means, heard, strict=True)]
+    return normalise(np.sum(logs, axis=0))
 
 
 def jensen_shannon(members: Sequence[FloatArray]) -> FloatArray:
     """Disagreement of a committee in nats, [n]: entropy of the mean minus mean of the entropies.
 
     The mean KL divergence of the members to their mean, which query by committee maximises (McCallum and Nigam 1998);
-    0 for one member, at most ln(min(n_members, n_labels)).
+    0 for one member, at most ln(min(n_members, n_labels)). Members that lack a row do not count for it.
     """
-    inside = np.mean([entropy(member) for member in members], axis=0)
-    return np.asarray(np.maximum(entropy(ensemble(members)) - inside, 0.0))
+    known = [np.asarray(~np.isnan(member).any(axis=1)) for member in members]
+    present = np.sum(known, axis=0)
+    inside = np.sum([np.where(has, entropy(one), 0.0) for has, one in zip(known, members, strict=True)], axis=0)
+    inside = np.divide(inside, present, out=np.full(len(inside), np.nan), where=present > 0)
+    return np.asarray(np.maximum(entropy(ensemble(members, known)) - inside, 0.0))
 
 
 def vote_entropy(members: Sequence[FloatArray]) -> FloatArray:
@@ -89,9 +114,10 @@ def vote_entropy(members: Sequence[FloatArray]) -> FloatArray:
     votes = np.zeros_like(members[0])
     for member in members:
         chosen = labels(member)
-        votes[np.arange(len(votes)), chosen] += 1.0
-        votes[chosen < 0] = np.nan
-    return entropy(votes / len(members))
+        has = np.flatnonzero(chosen >= 0)
+        votes[has, chosen[has]] += 1.0
+    total = votes.sum(axis=1, keepdims=True)
+    return entropy(np.divide(votes, total, out=np.full_like(votes, np.nan), where=total > 0))
 
 
 def disagreement(members: Sequence[FloatArray], *, votes: bool = False) -> FloatArray:

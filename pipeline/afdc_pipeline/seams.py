@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afdc.adapter import AdapterManifest
+from afdc.encoding import EncoderJob, EncoderResult
 from afdc.prompting import Message
 from afdc.task import Task
 from afdc.training import TrainJob, TrainResult
@@ -152,6 +153,26 @@ class Trainer(Protocol):
 
     async def fit(self, job: TrainJob) -> TrainResult:
         """Run to the end, resuming what an earlier call left. Raises TrainerError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderInfo:
+    """The untuned sentence encoder: as the user would name it, its folder, and what changes with its weights."""
+
+    name: str
+    path: Path
+    revision: str
+
+
+class Encoder(Protocol):
+    """Tunes a sentence encoder and labels texts with it, in a process of its own."""
+
+    @property
+    def info(self) -> EncoderInfo: ...
+
+    async def label(self, job: EncoderJob) -> EncoderResult:
+        """Run every fit of the job to its end. Raises TrainerError."""
         ...
 
 

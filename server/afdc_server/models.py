@@ -31,7 +31,7 @@ CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
 MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
 ANOTHER_MODEL = "Name another model with --model: a folder, or a hub id such as Qwen/Qwen3-4B-Instruct-2507"
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def resolve_model(name: str, device: Device) -> ModelRef:
     if name == PACKAGED_NAME:
         return _describe(name, packaged_model())
     hub_id, _, revision = name.partition("@")
-    path = _download(hub_id, revision or None)
+    path = download(hub_id, revision or None)
     return _describe(hub_id, path, revision=path.name)
 
 
@@ -82,7 +82,7 @@ def local_model(name: str, device: Device) -> ModelRef | None:
         return _describe(str(folder.resolve()), folder.resolve())
     if name == PACKAGED_NAME:
         return _describe(name, packaged_model()) if is_converted() else None
-    if not _HUB_ID.fullmatch(name.partition("@")[0]):
+    if not HUB_ID.fullmatch(name.partition("@")[0]):
         raise ModelError(
             f"there is no model folder {name!r}, and it is not a hub id (owner/name)", remedy=ANOTHER_MODEL
         )
@@ -125,7 +125,7 @@ def _installed(distribution: str) -> bool:
     return True
 
 
-def _download(hub_id: str, revision: str | None) -> Path:
+def download(hub_id: str, revision: str | None) -> Path:
     # Heavy, and only needed for hub models.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (

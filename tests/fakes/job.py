@@ -21,12 +21,14 @@ from afdc.layout import RunLayout
 from afdc.presets import build_config
 from afdc.task import Task, text_id
 from afdc_pipeline.context import JobContext, JobInputs, Meter, SilentProgress
-from afdc_pipeline.loop import LoopState, run_loop
+from afdc_pipeline.loop import run_loop
 from afdc_pipeline.outcome import kept_rows, rejected_rows
 from afdc_pipeline.rows import Seed
+from afdc_pipeline.state import LoopState
 from afdc_server.duplicates import SqliteDuplicateIndex
 from afdc_server.ledger import SqlLedger, open_sqlite
 from afdc_server.store import ParquetStore
+from tests.fakes.encoder import FakeEncoder
 from tests.fakes.engine import WORDS, FakeEngine, stable_rng
 from tests.fakes.trainer import FakeTrainer
 
@@ -70,6 +72,7 @@ class FakeJob:
     ctx: JobContext
     engine: FakeEngine
     trainer: FakeTrainer
+    encoder: FakeEncoder
 
     def run(self) -> LoopState:
         return asyncio.run(run_loop(self.ctx))
@@ -85,12 +88,14 @@ def make_job(
     *,
     engine: FakeEngine | None = None,
     trainer: FakeTrainer | None = None,
+    encoder: FakeEncoder | None = None,
     **inputs: Any,
 ) -> FakeJob:
     """A job in `root`; called again on the same folder it resumes what is there."""
     layout = RunLayout(root)
     config = config or small_config()
     engine, trainer = engine or FakeEngine(), trainer or FakeTrainer()
+    encoder = encoder or FakeEncoder(inputs.get("task", TASK))
     ledger = SqlLedger(open_sqlite(layout.ledger), "job-test")
     ctx = JobContext(
         inputs=JobInputs(job="job-test", **{"task": TASK, "seeds": make_seeds(), **inputs}),
@@ -104,8 +109,9 @@ def make_job(
         open_index=lambda path: SqliteDuplicateIndex(path, config.augment.near_duplicate),
         progress=SilentProgress(),
         meter=Meter(engine),
+        encoder=encoder if config.encoder.labeller else None,
     )
-    return FakeJob(ctx, engine, trainer)
+    return FakeJob(ctx, engine, trainer, encoder)
 
 
 class KillSwitch:

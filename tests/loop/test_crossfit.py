@@ -113,6 +113,7 @@ class Confirming(FakeEngine):
 def test_an_adapter_has_no_say_on_rows_that_it_was_trained_on(tmp_path: Path, out_of_sample: bool) -> None:
     config = small_config(
         loop={"rounds": 1, "members": 1, "folds": 0},
+        encoder={"labeller": False},
         select={"out_of_sample": out_of_sample, "agreement": False, "balance": False, "threshold": 0.9},
     )
     job = make_job(tmp_path, config, engine=Confirming(noise=2.0))

@@ -29,6 +29,7 @@ from afdc_pipeline.seams import EngineInfo, Progress
 from afdc_server.local import RunRequest, plan_local, run_local
 from afdc_server.local.job import Parts
 from afdc_server.models import ModelRef
+from tests.fakes.encoder import FakeEncoder
 from tests.fakes.engine import FakeEngine
 from tests.fakes.job import TASK, make_seeds, small_config
 from tests.fakes.trainer import FakeTrainer
@@ -61,7 +62,7 @@ class World:
         self.trainer: Any = FakeTrainer(on_call)
 
     def parts(self) -> Parts:
-        return Parts(self._engine, self._trainer)
+        return Parts(self._engine, self._trainer, lambda info, _layout: FakeEncoder(TASK, info, self.on_call))
 
     def _engine(self, model: ModelRef, request: RunRequest, layout: RunLayout) -> NamedEngine:
         self.engines.append(NamedEngine(model, on_call=self.on_call))

@@ -10,7 +10,7 @@ import pytest
 
 from afdc.training import TrainRow
 from afdc_pipeline.answers import exact_match
-from afdc_pipeline.loop import LoopState
+from afdc_pipeline.state import LoopState
 from tests.fakes.engine import FakeEngine
 from tests.fakes.job import FakeJob
 from tests.fakes.open_job import make_open_job, open_config, open_gold, open_seeds

@@ -15,7 +15,8 @@ import pytest
 
 from afdc.adapter import WEIGHTS_FILE
 from afdc.training import TrainJob, TrainResult
-from afdc_server.trainer import SubprocessTrainer, trainer_environment
+from afdc_server.child import trainer_environment
+from afdc_server.trainer import SubprocessTrainer
 from tests.trainer.conftest import JobMaker
 
 pytestmark = pytest.mark.trainer

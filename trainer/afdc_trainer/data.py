@@ -146,11 +146,11 @@ def schedule(rows: Sequence[TrainRow], job: TrainJob) -> list[list[int]]:
     for epoch in range(job.epochs):
         rng = np.random.default_rng([job.seed, epoch])
         order = rng.permutation(entries).tolist()
-        steps += list(_batches(_paired(order, labels, rng) if labels else order, job.config.batch_size))
+        steps += list(_batches(paired(order, labels, rng) if labels else order, job.config.batch_size))
     return steps
 
 
-def _paired(order: Sequence[int], labels: Sequence[int | None], rng: np.random.Generator) -> list[int]:
+def paired(order: Sequence[int], labels: Sequence[int | None], rng: np.random.Generator) -> list[int]:
     """The same entries, those of one label two by two, the pairs shuffled; an odd one stands alone."""
     open_pairs: dict[int | None, list[int]] = {}
     pairs: list[list[int]] = []

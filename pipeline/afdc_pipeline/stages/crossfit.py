@@ -2,7 +2,8 @@
 
 With a handful of seeds a label none can be spared for good. k adapters, each trained as the round's own but without one
 fold of the seeds and without the texts written from them, score every seed once by weights that never saw it (Stone
-1974). That gates the round's adapter, gives its temperature, and the k adapters label D1 beside it.
+1974). That gates the round's adapter, gives its temperature, and each of the k labels the texts that it was trained
+without beside it.
 
 The labels of the texts left in come from a committee that knows the whole seed set: what is out of fold are the rows
 trained on, not all they were chosen by.
@@ -11,14 +12,14 @@ trained on, not all they were chosen by.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from afdc.result import Evaluation
 from afdc_pipeline import metrics, scoring
 from afdc_pipeline.context import JobContext
-from afdc_pipeline.holdout import Fold, folds
+from afdc_pipeline.holdout import Fold, cross_folds
 from afdc_pipeline.seams import StageKey
 from afdc_pipeline.stages.evaluate import evaluate, stored_logprobs
 from afdc_pipeline.stages.grade import grade
@@ -56,13 +57,12 @@ async def cross_fit(
         train: trains the adapter of that short name and fold number on a fold's rows; returns its full name.
         trained_on: the decisions whose rows they are trained on; None for seeds alone.
     """
-    parts = _parts(ctx)
+    parts = seed_folds(ctx)
     scorers: list[Scorer] = []
     scored: list[tuple[Fold, Scorer, Evaluation]] = []
     for number, fold in enumerate(parts):
         short = f"{name}-f{number}"
-        without = frozenset(seed.id for seed in fold.held)
-        scorer = Scorer(short, await train(short, number, fold), trained_on, without)
+        scorer = Scorer(short, await train(short, number, fold), trained_on, fold, out_of_sample=True, born=round)
         if await accept_adapter(ctx, round, scorer.name, scorer.served):
             continue
         scorers.append(scorer)
@@ -77,11 +77,10 @@ async def cross_fit(
     return _calibrated(ctx, round, tuple(scorers), scored)
 
 
-def _parts(ctx: JobContext) -> list[Fold]:
-    k = ctx.config.loop.folds
-    if k < 2 or ctx.inputs.holdout_seeds:
-        return []
-    return [fold for fold in folds(ctx.inputs.training_seeds, k, ctx.config.seed) if fold.held]
+def seed_folds(ctx: JobContext) -> list[Fold]:
+    """None where other seeds are held out."""
+    k = 0 if ctx.inputs.holdout_seeds else ctx.config.loop.folds
+    return cross_folds(ctx.inputs.training_seeds, k, ctx.config.seed)
 
 
 def _calibrated(
@@ -91,7 +90,8 @@ def _calibrated(
     logprobs = np.concatenate([stored_logprobs(ctx, gold_key(round, WHAT, scorer)) for _, scorer, _ in scored])
     gold = np.array(ctx.task.positions(seed.label for fold, _, _ in scored for seed in fold.held))
     temperature = scoring.fit_temperature(logprobs, gold)
-    return CrossFit(scorers, metrics.evaluate(scoring.normalise(logprobs / temperature), gold), temperature)
+    found = metrics.evaluate(scoring.normalise(logprobs / temperature), gold)
+    return CrossFit(tuple(replace(one, temperature=temperature) for one in scorers), found, temperature)
 
 
 def _pooled(evaluations: Sequence[Evaluation]) -> Evaluation:

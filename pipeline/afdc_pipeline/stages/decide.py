@@ -142,15 +142,17 @@ class LabelView:
     def _fill(self, labelled: Sequence[Labelled]) -> NDArray[np.float32]:
         chunks = self._ctx.ledger.chunks
         self._refs = [{c.index: c.ref for key in one.keys for c in chunks(key)} for one in labelled]
+        temperatures = [one.scorer.temperature for one in labelled]
         juries = [Jury(self._ctx, one.scorer) for one in labelled]
         shape = (max(self.pool.size, 1), len(self._labels) + 1)
         table = map_scratch(self._ctx.layout.state, shape)
         for chunk in self.pool.chunks():
             rows = [read_logprobs(self._ctx.store.get(refs[chunk.index]), shape[1] - 1) for refs in self._refs]
-            members = [scoring.normalise(logprobs) for logprobs in rows]
+            members = [scoring.normalise(one / t) for one, t in zip(rows, temperatures, strict=True)]
             where = slice(chunk.start, chunk.start + chunk.size)
             candidates = self.pool.read(chunk)
-            table[where, :-1] = scoring.ensemble(members, [jury.votes(chunk, candidates) for jury in juries])
+            votes = [jury.votes(chunk, candidates) for jury in juries]
+            table[where, :-1] = scoring.ensemble_of_kinds(members, votes, [one.scorer.view for one in labelled])
             table[where, -1] = scoring.disagreement(members)
             self._intended[where] = [self._labels.get(c.intended or "", -1) for c in candidates]
         return table
@@ -194,22 +196,24 @@ class LabelView:
 
 
 class Jury:
-    """Which texts a labeller has a say on: not those that it was trained on, where `select.out_of_sample` is on.
+    """Which texts a labeller has a say on: those that it is asked about, and where `select.out_of_sample` is on none
+    that it was trained on.
 
-    An adapter gives a text the label that it was trained to give; asked about its own rows it confirms them.
+    A model gives a text the label that it was trained to give; asked about its own rows it confirms them. A fold's
+    adapter is asked about no others than those that it was trained without.
     """
 
     def __init__(self, ctx: JobContext, scorer: Scorer) -> None:
-        excused = scorer.trained_on if ctx.config.select.out_of_sample else None
-        self._store, self._without = ctx.store, scorer.without
+        biased = ctx.config.select.out_of_sample and not scorer.out_of_sample
+        excused = scorer.trained_on if biased else None
+        self._store, self._scorer = ctx.store, scorer
         self._refs = {c.index: c.ref for c in ctx.ledger.chunks(excused)} if excused else {}
 
     def votes(self, chunk: PoolChunk, candidates: Sequence[Candidate]) -> NDArray[np.bool_]:
         """Bool [n]."""
         if chunk.index not in self._refs:
-            return np.ones(len(candidates), dtype=np.bool_)
-        rows = zip(self._store.get(self._refs[chunk.index]), candidates, strict=True)
-        return np.array([not row["keep"] or one.parent in self._without for row, one in rows], dtype=np.bool_)
+            return np.array([self._scorer.asked_about(one) for one in candidates], dtype=np.bool_)
+        return np.array([not row["keep"] for row in self._store.get(self._refs[chunk.index])], dtype=np.bool_)
 
 
 def pool_features(pool: Pool, rows: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -27,14 +27,14 @@ async def train_member(ctx: JobContext, member: int, temperature: float = 1.0) -
     Args:
         temperature: of its scores, for the manifest.
     """
-    rows = _seed_rows(ctx, ctx.inputs.training_seeds)
+    rows = seed_rows(ctx, ctx.inputs.training_seeds)
     return await _fit(ctx, 0, f"m{member}", rows, _Run(ctx.config.train.seed_epochs, 1, member, temperature))
 
 
 async def train_seed_fold(ctx: JobContext, name: str, number: int, fold: Fold) -> str:
     """Round 0: an adapter on D0 without a fold of the seeds. Returns its name."""
     run = _Run(ctx.config.train.seed_epochs, 1, FOLD_MEMBERS + number)
-    return await _fit(ctx, 0, name, _seed_rows(ctx, fold.train), run, _held_ids(fold))
+    return await _fit(ctx, 0, name, seed_rows(ctx, fold.train), run, held_names(fold))
 
 
 async def train_round(
@@ -48,7 +48,7 @@ async def train_round(
     """
     train = ctx.config.train
     continued = ctx.layout.adapters / previous if train.continue_adapter and previous else None
-    rows = _round_rows(ctx, pool, decisions, Fold(ctx.inputs.training_seeds, ()))
+    rows = round_rows(ctx, pool, decisions.key, Fold(ctx.inputs.training_seeds, ()))
     run = _Run(train.epochs, train.seed_repeat, temperature=temperature, continued=continued)
     return await _fit(ctx, round, f"r{round}", rows, run, chunks_digest(ctx, decisions.key))
 
@@ -58,8 +58,8 @@ async def train_round_fold(
 ) -> str:
     """Round t >= 1: an adapter on D0 and D2 without a fold of the seeds and the texts written from them."""
     run = _Run(ctx.config.train.epochs, ctx.config.train.seed_repeat, FOLD_MEMBERS + number)
-    inputs = f"{chunks_digest(ctx, decisions.key)} without {_held_ids(fold)}"
-    return await _fit(ctx, round, name, _round_rows(ctx, pool, decisions, fold), run, inputs)
+    inputs = f"{chunks_digest(ctx, decisions.key)} without {held_names(fold)}"
+    return await _fit(ctx, round, name, round_rows(ctx, pool, decisions.key, fold), run, inputs)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ class _Run:
     continued: Path | None = None
 
 
-def _held_ids(fold: Fold) -> str:
+def held_names(fold: Fold) -> str:
+    """Ids of the held seeds, in one string."""
     return " ".join(seed.id for seed in fold.held)
 
 
@@ -146,7 +147,8 @@ def _probes(ctx: JobContext) -> list[str]:
     return list(first.values())[:MAX_PROBES]
 
 
-def _seed_rows(ctx: JobContext, seeds: Iterable[Seed]) -> Iterator[TrainRow]:
+def seed_rows(ctx: JobContext, seeds: Iterable[Seed]) -> Iterator[TrainRow]:
+    """Gold rows."""
     names = ctx.task.names
     for seed in seeds:
         if ctx.task.is_open:
@@ -155,11 +157,12 @@ def _seed_rows(ctx: JobContext, seeds: Iterable[Seed]) -> Iterator[TrainRow]:
             yield TrainRow(text=seed.text, targets={names.index(seed.label): 1.0}, gold=True)
 
 
-def _round_rows(ctx: JobContext, pool: Pool, decisions: Decisions, fold: Fold) -> Iterator[TrainRow]:
-    yield from _seed_rows(ctx, fold.train)
-    soft, held = ctx.config.select.soft_targets, {seed.id for seed in fold.held}
-    for candidate, row in decided_rows(ctx, pool, decisions.key):
-        if not row["keep"] or candidate.parent in held:
+def round_rows(ctx: JobContext, pool: Pool, decided: StageKey, fold: Fold) -> Iterator[TrainRow]:
+    """D0 and D2 without what the fold leaves out."""
+    yield from seed_rows(ctx, fold.train)
+    soft = ctx.config.select.soft_targets
+    for candidate, row in decided_rows(ctx, pool, decided):
+        if not row["keep"] or fold.leaves_out(candidate):
             continue
         if ctx.task.is_open:
             yield TrainRow(text=candidate.text, completion=row["answer"], weight=row["weight"])

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from afdc.result import Evaluation
 from afdc_pipeline.context import JobContext
+from afdc_pipeline.holdout import Fold
 from afdc_pipeline.pool import Pool
 from afdc_pipeline.rows import Candidate
 from afdc_pipeline.seams import StageKey
@@ -19,6 +20,8 @@ from afdc_pipeline.stages.runner import StageRun, run_stage
 from afdc_pipeline.stages.swap import serve
 
 CHUNK_TEXTS = 256
+
+View = Literal["adapter", "encoder"]
 
 Rows = list[dict[str, Any]]
 """What was read, a row a text: "error" says why the engine refused it, "" where it did not."""
@@ -32,8 +35,16 @@ class Scorer:
     adapter: str | None = None
     trained_on: StageKey | None = None
     """The decisions whose rows it was trained on; None for the base model and for adapters of seeds alone."""
-    without: frozenset[str] = frozenset()
-    """Ids of the seeds that it was trained without, and without the texts written from them."""
+    fold: Fold | None = None
+    """What it was trained without, and labels; None: it labels all of D1."""
+    out_of_sample: bool = False
+    """It labels no text with weights that were trained on it."""
+    temperature: float = 1.0
+    """Its log-probs are divided by it before they are compared with those of other kinds."""
+    born: int = 0
+    """The round that it was trained in."""
+    view: View = "adapter"
+    """What kind of model it is: `scoring.ensemble_of_kinds`."""
 
     @property
     def served(self) -> str:
@@ -43,7 +54,13 @@ class Scorer:
     @property
     def title(self) -> str:
         """What the progress display calls it."""
+        if self.view == "encoder":
+            return "the encoder"
         return "the base model" if self.adapter is None else f"adapter {self.name}"
+
+    def asked_about(self, candidate: Candidate) -> bool:
+        """Whether it labels this text."""
+        return self.fold is None or self.fold.leaves_out(candidate)
 
 
 async def read_pool(

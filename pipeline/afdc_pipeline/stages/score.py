@@ -6,7 +6,7 @@ committee is several such stages and no text is scored twice by the same weights
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,15 @@ from afdc_pipeline.rows import Candidate
 from afdc_pipeline.seams import FloatArray, Scores, StageKey
 from afdc_pipeline.stages.reading import Rows, Scorer, read_pool
 
+UNASKED: Mapping[str, Any] = {"logprobs": [], "error": ""}
+
 
 async def score_pool(
     ctx: JobContext, round: int, pool: Pool, scorer: Scorer, part: str = "", first: int = 0
 ) -> StageKey:
     """Score candidates with one scorer and return the stage that holds the log-probs.
+
+    A text that it is not asked about has none.
 
     Args:
         part: names the stage of a pool that has grown; "" for the whole pool.
@@ -29,7 +33,9 @@ async def score_pool(
     """
 
     async def read(candidates: Sequence[Candidate]) -> Rows:
-        return await read_scores(ctx, [candidate.text for candidate in candidates], scorer)
+        asked = [candidate for candidate in candidates if scorer.asked_about(candidate)]
+        found = iter(await read_scores(ctx, [candidate.text for candidate in asked], scorer))
+        return [next(found) if scorer.asked_about(candidate) else dict(UNASKED) for candidate in candidates]
 
     key = StageKey(round, f"score-{scorer.name}{part}")
     return await read_pool(ctx, key, pool, scorer, read, title="relabel D1", first=first)
@@ -49,7 +55,7 @@ def score_rows(scores: Scores) -> Rows:
 
 
 def read_logprobs(rows: Sequence[dict[str, Any]], n_labels: int) -> FloatArray:
-    """Log-probs [n, n_labels] of stored score rows; NaN where the text was rejected."""
+    """Log-probs [n, n_labels] of stored score rows; NaN where the text was rejected or not put."""
     out = np.full((len(rows), n_labels), np.nan)
     for index, row in enumerate(rows):
         if row["logprobs"]:

@@ -10,11 +10,11 @@ import numpy as np
 from afdc.result import ReliabilityPoint
 from afdc_pipeline import metrics
 from afdc_pipeline.context import JobContext
-from afdc_pipeline.loop import BASE, LoopState
 from afdc_pipeline.scoring import normalise
 from afdc_pipeline.seams import StageKey
 from afdc_pipeline.stages.evaluate import stored_logprobs
 from afdc_pipeline.stages.reading import gold_key
+from afdc_pipeline.state import BASE, LoopState
 from afdc_server.export.facts import FunnelStep
 
 

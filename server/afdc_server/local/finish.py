@@ -12,9 +12,9 @@ from afdc.layout import RunLayout
 from afdc.presets import config_hash
 from afdc.result import AdapterRef, PathRows, RunResult, Usage
 from afdc_pipeline.context import JobContext
-from afdc_pipeline.loop import BASE, LoopState
 from afdc_pipeline.outcome import all_drops, filter_counts, kept_rows, rejected_rows
 from afdc_pipeline.seams import Ledger
+from afdc_pipeline.state import BASE, LoopState
 from afdc_server.export.card import CardFacts
 from afdc_server.export.dataset import write_dataset
 from afdc_server.export.facts import Collector

@@ -16,6 +16,7 @@ from afdc.errors import ConflictError, StorageError
 from afdc.files import canonical_json, sha256_bytes, write_json
 from afdc.layout import RunLayout
 from afdc.presets import identifying_settings
+from afdc_pipeline.seams import EncoderInfo
 from afdc_server.local.request import CheckedRequest
 from afdc_server.models import ModelRef
 
@@ -24,11 +25,15 @@ LOCK_FILE = "lock"
 SHOWN_DIFFERENCES = 4
 
 
-def job_identity(checked: CheckedRequest, config: RunConfig, model: ModelRef) -> dict[str, Any]:
+def job_identity(
+    checked: CheckedRequest, config: RunConfig, model: ModelRef, encoder: EncoderInfo | None = None
+) -> dict[str, Any]:
     """All that the result depends on; two runs with equal identities are the same job."""
     settings = identifying_settings(config)
     settings.pop("model")
+    beside = {} if encoder is None else {"encoder": {"name": encoder.name, "revision": encoder.revision}}
     return {
+        **beside,
         "config": settings,
         "task": checked.task.model_dump(mode="json"),
         "files": checked.digests,

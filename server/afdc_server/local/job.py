@@ -21,8 +21,9 @@ from afdc.result import RoundResult, RunResult
 from afdc_pipeline.context import JobContext, Meter
 from afdc_pipeline.estimate import Plan
 from afdc_pipeline.loop import run_loop
-from afdc_pipeline.seams import Engine, Progress, Trainer
+from afdc_pipeline.seams import Encoder, EncoderInfo, Engine, Progress, Trainer
 from afdc_server.duplicates import SqliteDuplicateIndex
+from afdc_server.encoder import SubprocessEncoder, resolve_encoder
 from afdc_server.ledger import SqlLedger, open_sqlite
 from afdc_server.local.finish import finish, usage_so_far
 from afdc_server.local.folder import (
@@ -43,6 +44,7 @@ from afdc_server.store import ParquetStore
 WALL_SECONDS = "wall_seconds"
 EngineFactory = Callable[[ModelRef, "RunRequest", RunLayout], Engine]
 TrainerFactory = Callable[[RunLayout, Progress], Trainer]
+EncoderFactory = Callable[[EncoderInfo, RunLayout], Encoder]
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Parts:
 
     engine: EngineFactory
     trainer: TrainerFactory
+    encoder: EncoderFactory = lambda info, layout: SubprocessEncoder(info, layout.logs)
 
 
 def real_parts() -> Parts:
@@ -83,9 +86,22 @@ def plan_local(request: RunRequest) -> tuple[Plan, dict[str, Any]]:
     model = local_model(request.config.model, device)
     if model is not None:
         check_lengths(checked, request, model)
-        check_claim(layout, job_identity(checked, request.config, model))
+        check_claim(layout, job_identity(checked, request.config, model, chosen_encoder(checked, request)))
     check_writable(layout)
     return plan_request(checked, request.config, device, model), describe_inputs(checked, request.config, device)
+
+
+def chosen_encoder(checked: CheckedRequest, request: RunRequest) -> EncoderInfo | None:
+    """The encoder that labels beside the adapters; None for an open task and where it is switched off.
+
+    Raises:
+        ModelError: it cannot be found or fetched.
+        UsageError: its device is not here.
+    """
+    if checked.task.is_open or not request.config.encoder.labeller:
+        return None
+    detect_device(request.config.encoder.device, "encoder.device")
+    return resolve_encoder(request.config.encoder.model)
 
 
 def _devices(request: RunRequest) -> Device:
@@ -104,7 +120,8 @@ def run_local(request: RunRequest, progress: Progress, parts: Parts | None = Non
     check_folder(layout)
     checked = check_request(request)
     model = resolve_model(request.config.model, _devices(request))
-    identity = job_identity(checked, request.config, model)
+    encoder = chosen_encoder(checked, request)
+    identity = job_identity(checked, request.config, model, encoder)
     check_lengths(checked, request, model)
     with hold_folder(layout):
         claim_folder(layout, identity)
@@ -112,7 +129,7 @@ def run_local(request: RunRequest, progress: Progress, parts: Parts | None = Non
         if done is not None:
             progress.note(f"{layout.root} is finished already; nothing to do")
             return done
-        job = LocalJob(request, checked, model, layout, progress, parts or real_parts(), job_id(identity))
+        job = LocalJob(request, checked, model, encoder, layout, progress, parts or real_parts(), job_id(identity))
         return asyncio.run(job.run())
 
 
@@ -139,6 +156,7 @@ class LocalJob:
     request: RunRequest
     checked: CheckedRequest
     model: ModelRef
+    encoder: EncoderInfo | None
     layout: RunLayout
     progress: Progress
     parts: Parts
@@ -186,6 +204,7 @@ class LocalJob:
             open_index=lambda path: SqliteDuplicateIndex(path, self.request.config.augment.near_duplicate),
             progress=self.progress,
             meter=Meter(engine),
+            encoder=self.parts.encoder(self.encoder, self.layout) if self.encoder else None,
         )
 
     def _leave(self, ledger: SqlLedger, rounds: list[RoundResult], wall: float, status: str, error: str) -> None:

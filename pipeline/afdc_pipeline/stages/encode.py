@@ -1,0 +1,232 @@
+"""Label D1 with a sentence encoder that is tuned on the same rows as the round's adapter.
+
+Adapters of one base model err alike, whatever their training seed; an encoder of another kind errs elsewhere, so that
+the two together are right more often than either (co-training: Blum and Mitchell 1998; for labels of language models:
+FreeAL, arXiv 2311.15614). It is tuned once on all rows, and once a fold without it. A text that it was tuned on is
+labelled by the fold that leaves it out, so it never confirms itself. The seeds, out of fold, give its temperature: an
+encoder that does not know the language or the task is flattened until it says nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from afdc.encoding import EncoderFit, EncoderJob
+from afdc.files import atomic_writer
+from afdc.result import Evaluation
+from afdc.training import RESULT_FILE, ROWS_FILE, TrainRow
+from afdc_pipeline import metrics, scoring
+from afdc_pipeline.context import JobContext
+from afdc_pipeline.holdout import Fold
+from afdc_pipeline.pool import Pool, PoolChunk
+from afdc_pipeline.rows import Candidate
+from afdc_pipeline.seams import Encoder, FloatArray, StageKey
+from afdc_pipeline.stages.crossfit import seed_folds
+from afdc_pipeline.stages.decide import decided_rows
+from afdc_pipeline.stages.fit import round_rows, seed_rows, write_rows
+from afdc_pipeline.stages.reading import Scorer
+from afdc_pipeline.stages.runner import StageRun, chunks_digest, run_stage
+
+TEXTS_FILE, SCORES_FILE = "texts.jsonl", "scores.npy"
+FIT_SEEDS = 70  # behind the numbers that distinguish the adapters of a round
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One tuning run of a round: what it leaves out, and its files."""
+
+    fold: Fold
+    fit: EncoderFit
+
+
+def encoder_of(ctx: JobContext, encoder: Encoder, round: int, decided: StageKey | None) -> Scorer:
+    """The round's encoder as a labeller, not tuned yet.
+
+    Args:
+        decided: the decisions whose rows it learns from beside the seeds; None in round 0.
+    """
+    crossed = bool(seed_folds(ctx))
+    return Scorer(
+        f"e{round}", f"{encoder.info.name}-e{round}", decided, out_of_sample=crossed, born=round, view="encoder"
+    )
+
+
+async def encode_pool(
+    ctx: JobContext, encoder: Encoder, round: int, pool: Pool, scorer: Scorer, part: str = "", first: int = 0
+) -> tuple[StageKey, Evaluation | None]:
+    """Tune the encoder and label D1. Nothing of it is kept: for a pool that has grown it is tuned again, the same.
+
+    Args:
+        scorer: as of `encoder_of`.
+        part: names the stage of a pool that has grown; "" for the whole pool.
+        first: index of the first chunk that it has not labelled.
+
+    Returns:
+        The stage that holds the log-probs, and how well the seeds are told out of fold; None without folds.
+    """
+    key, folds = StageKey(round, f"score-{scorer.name}{part}"), [_whole(ctx), *seed_folds(ctx)]
+    chunks, decided = pool.chunks()[first:], scorer.trained_on
+
+    async def body(run: StageRun) -> dict[str, Any]:
+        folder = ctx.layout.rounds / f"{scorer.name}{part}"
+        parts = [_part(ctx, folder, scorer.born, number, fold) for number, fold in enumerate(folds)]
+        for one in parts:
+            _write_rows(ctx, one, pool, decided)
+        placed = _write_texts(ctx, parts, pool, chunks, decided)
+        await _label(ctx, encoder, f"{ctx.job}-{scorer.name}{part}", folder, [one.fit for one in parts])
+        scores = [_scores(one, placed.count(number)) for number, one in enumerate(parts)]
+        temperature, found = _calibrate(ctx, parts[1:], scores[1:])
+        reader = _Reader(parts, scores, placed, temperature)
+        for chunk in chunks:
+            rows = reader.rows(chunk.size)
+            if chunk.index not in run.done:
+                run.put(chunk.index, rows)
+        return {"temperature": temperature, "evaluation": None if found is None else found.model_dump()}
+
+    inputs = {
+        "pool": pool.digest,
+        "encoder": encoder.info.revision,
+        "rows": chunks_digest(ctx, decided) if decided else "",
+        "first": first,
+    }
+    total = sum(chunk.size for chunk in chunks)
+    result = await run_stage(ctx, key, inputs, body, title=f"label D1 with {scorer.title}", total=total)
+    found = result["evaluation"]
+    return key, None if found is None else Evaluation.model_validate(found)
+
+
+def _whole(ctx: JobContext) -> Fold:
+    return Fold(ctx.inputs.training_seeds, ())
+
+
+def _part(ctx: JobContext, folder: Path, round: int, number: int, fold: Fold) -> _Part:
+    place, config = folder / f"fit{number}", ctx.config.encoder
+    fit = EncoderFit(
+        rows=place / ROWS_FILE,
+        texts=place / TEXTS_FILE,
+        scores=folder / f"{number}-{SCORES_FILE}",
+        epochs=config.epochs if round else config.seed_epochs,
+        gold_repeat=ctx.config.train.seed_repeat if round else 1,
+        seed=ctx.config.seed * 1000 + round * 100 + FIT_SEEDS + number,
+    )
+    return _Part(fold, fit)
+
+
+def _write_rows(ctx: JobContext, part: _Part, pool: Pool, decided: StageKey | None) -> None:
+    rows: Iterable[TrainRow]
+    rows = round_rows(ctx, pool, decided, part.fold) if decided else seed_rows(ctx, part.fold.train)
+    write_rows(part.fit.rows, rows)
+
+
+def _write_texts(
+    ctx: JobContext, parts: Sequence[_Part], pool: Pool, chunks: Sequence[PoolChunk], decided: StageKey | None
+) -> list[int]:
+    """The texts that each part labels: first its held seeds, then candidates. Returns the part of each candidate."""
+    placed: list[int] = []
+    skipped = sum(chunk.size for chunk in pool.chunks()[: len(pool.chunks()) - len(chunks)])
+    with _Writers(parts) as writers:
+        for at, (candidate, trained) in enumerate(_trained(ctx, pool, decided)):
+            if at >= skipped:
+                placed.append(_part_of(candidate, parts) if trained else 0)
+                writers.put(placed[-1], candidate.text)
+    return placed
+
+
+def _trained(ctx: JobContext, pool: Pool, decided: StageKey | None) -> Iterator[tuple[Candidate, bool]]:
+    """Every candidate, and whether it is a row of D2."""
+    if decided is None:
+        yield from ((candidate, False) for chunk in pool.chunks() for candidate in pool.read(chunk))
+    else:
+        yield from ((candidate, row["keep"]) for candidate, row in decided_rows(ctx, pool, decided))
+
+
+def _part_of(candidate: Candidate, parts: Sequence[_Part]) -> int:
+    """The part whose fold leaves the text out; the whole one where none does."""
+    return next((number for number, part in enumerate(parts) if number and part.fold.leaves_out(candidate)), 0)
+
+
+class _Writers:
+    """The texts files of all parts, written side by side."""
+
+    def __init__(self, parts: Sequence[_Part]) -> None:
+        self._open = [atomic_writer(part.fit.texts) for part in parts]
+        self._parts = parts
+
+    def __enter__(self) -> _Writers:
+        self._streams = [one.__enter__() for one in self._open]
+        for number, part in enumerate(self._parts):
+            for seed in part.fold.held:
+                self.put(number, seed.text)
+        return self
+
+    def put(self, number: int, text: str) -> None:
+        """Add a text to a part."""
+        self._streams[number].write(json.dumps(text).encode() + b"\n")
+
+    def __exit__(self, *error: Any) -> None:
+        for one in self._open:
+            one.__exit__(*error)
+
+
+async def _label(ctx: JobContext, encoder: Encoder, name: str, folder: Path, fits: Sequence[EncoderFit]) -> None:
+    job = EncoderJob(
+        name=name,
+        encoder=encoder.info.path,
+        revision=encoder.info.revision,
+        labels=len(ctx.task.names),
+        config=ctx.config.encoder,
+        fits=tuple(fits),
+        result=folder / RESULT_FILE,
+    )
+    await ctx.engine.lend_device()
+    try:
+        await encoder.label(job)
+    finally:
+        await ctx.engine.reclaim_device()
+
+
+def _scores(part: _Part, candidates: int) -> FloatArray:
+    """Log-probs [held + candidates, n_labels] of a part's texts, on disk; an empty file cannot be mapped."""
+    found: FloatArray = np.load(part.fit.scores, mmap_mode="r" if candidates or part.fold.held else None)
+    return found
+
+
+def _calibrate(
+    ctx: JobContext, folds: Sequence[_Part], scores: Sequence[FloatArray]
+) -> tuple[float, Evaluation | None]:
+    """The temperature that fits the seeds out of fold, and how well they are told then; 1 and None without folds."""
+    if not folds:
+        return 1.0, None
+    held = [found[: len(part.fold.held)] for part, found in zip(folds, scores, strict=True)]
+    logprobs = np.concatenate(held).astype(np.float64)
+    gold = np.array(ctx.task.positions(seed.label for part in folds for seed in part.fold.held))
+    temperature = scoring.fit_temperature(logprobs, gold)
+    return temperature, metrics.evaluate(scoring.normalise(logprobs / temperature), gold)
+
+
+class _Reader:
+    """The labels of the candidates in their order, out of the parts' files."""
+
+    def __init__(
+        self, parts: Sequence[_Part], scores: Sequence[FloatArray], placed: Sequence[int], temperature: float
+    ) -> None:
+        self._scores = scores
+        self._next = [len(part.fold.held) for part in parts]
+        self._placed = iter(placed)
+        self._temperature = temperature
+
+    def rows(self, count: int) -> list[dict[str, Any]]:
+        """Score rows of the next candidates, as of `stages/score.py`."""
+        return [{"logprobs": self._take().tolist(), "error": ""} for _ in range(count)]
+
+    def _take(self) -> FloatArray:
+        part = next(self._placed)
+        row = np.asarray(self._scores[part][self._next[part]], dtype=np.float64)
+        self._next[part] += 1
+        return row / self._temperature

@@ -1,0 +1,44 @@
+"""Where the loop stands: its pool, its labellers, and what each round left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from afdc.result import EvalSummary, Evaluation, RoundResult
+from afdc_pipeline.pool import Pool
+from afdc_pipeline.seams import StageKey
+from afdc_pipeline.stages.augment import SeenTexts
+from afdc_pipeline.stages.decide import Decisions
+from afdc_pipeline.stages.reading import Scorer
+
+BASE = Scorer("base")
+
+
+@dataclass(frozen=True)
+class ScoredPool:
+    """What a labeller has scored: the stages that hold its log-probs, and how many chunks of the pool they cover."""
+
+    keys: tuple[StageKey, ...]
+    chunks: int
+
+
+@dataclass
+class LoopState:
+    """Where the loop stands. `best` is M* so far; `labellers` are those whose mean labels D1."""
+
+    pool: Pool
+    seen: SeenTexts
+    labellers: list[Scorer] = field(default_factory=list)
+    scored: dict[str, ScoredPool] = field(default_factory=dict)
+    best: Scorer = BASE
+    best_holdout: Evaluation | None = None
+    history: list[RoundResult] = field(default_factory=list)
+    decisions: list[Decisions] = field(default_factory=list)
+    encoders: dict[int, Evaluation | None] = field(default_factory=dict)
+    """How well the encoder of each round tells the seeds that its folds left out."""
+    eval: EvalSummary = field(default_factory=EvalSummary)
+    stop_reason: str = ""
+    extra: int = 0
+    """Augment rounds that were drawn beyond the plan, to reach the target."""
+    first_selected: int | None = None
+    """Drawn rows of D2 when the target was first missed: the yield of the plan."""

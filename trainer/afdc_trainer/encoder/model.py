@@ -1,0 +1,67 @@
+"""A sentence encoder: texts to unit vectors, the mean of the last layer's token states."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from afdc.config import EncoderConfig
+from afdc.errors import ModelError, UsageError
+
+Vectors = NDArray[np.float32]
+
+READ_BATCH = 64
+
+
+class SentenceEncoder:
+    """One encoder in this process. Every object has weights of its own, as they lie in the folder."""
+
+    def __init__(self, folder: Path, config: EncoderConfig) -> None:
+        """Raises ModelError: the folder cannot be loaded."""
+        from transformers import AutoModel, AutoTokenizer
+
+        self.device = choose_device(config)
+        self._limit = config.max_tokens
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)
+        except (OSError, ValueError, KeyError) as exc:
+            raise ModelError(f"the encoder in {folder} cannot be loaded: {exc}", remedy="Check encoder.model") from exc
+        self.model: Any = model.to(self.device)
+        self._limit = min(config.max_tokens, int(getattr(model.config, "max_position_embeddings", config.max_tokens)))
+
+    def states(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors [n, width] in the model's graph. Longer texts are cut."""
+        options = {"padding": True, "truncation": True, "max_length": self._limit, "return_tensors": "pt"}
+        inputs = self._tokenizer(list(texts), **options).to(self.device)
+        found = self.model(**inputs).last_hidden_state
+        mask = inputs["attention_mask"][:, :, None].to(found.dtype)
+        return torch.nn.functional.normalize((found * mask).sum(1) / mask.sum(1), dim=1)
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """Unit vectors float32 [n, width]; texts of a length go through together."""
+        self.model.eval()
+        out = np.zeros((len(texts), int(self.model.config.hidden_size)), dtype=np.float32)
+        order = sorted(range(len(texts)), key=lambda at: len(texts[at]))
+        for part in _parts(order, READ_BATCH):
+            with torch.inference_mode():
+                out[part] = self.states([texts[at] for at in part]).cpu().numpy()
+        return out
+
+
+def choose_device(config: EncoderConfig) -> torch.device:
+    """The configured device, or the GPU where there is one. Raises UsageError: a GPU is asked for, torch sees none."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("encoder.device is cuda and torch sees no GPU", remedy="Set encoder.device = auto")
+    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _parts(order: Sequence[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(order), size):
+        yield list(order[start : start + size])
