@@ -129,6 +129,9 @@ class SelectConfig(SettingsTable):
         default=True,
         description="keep a generated row only where the scored label is the intended one; open: where samples agree",
     )
+    unanimous: bool = Field(
+        default=True, description="keep a row only where adapters and encoder, each for itself, give it the same label"
+    )
     trust: bool = Field(
         default=True,
         description="leave as large a share of the rows, the least confident, out of the data set as the adapter gets "

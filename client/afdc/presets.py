@@ -33,6 +33,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "align": False,
             "trust": False,
             "out_of_sample": False,
+            "unanimous": False,
         },
         "loop": {"members": 0, "ensemble": False, "rounds": 3, "folds": 0},
         "encoder": {"labeller": False},

@@ -87,6 +87,7 @@ async def _round_zero(ctx: JobContext, state: LoopState) -> list[Evaluation]:
     fitted = CrossFit()
     if ctx.config.loop.members:
         fitted = await cross_fit(ctx, 0, "m", partial(train_seed_fold, ctx))
+    state.coldest = fitted.temperature
     members = [await _member(ctx, number, fitted.temperature) for number in range(count)]
     if ctx.config.loop.members:
         state.labellers, state.best = [*members, *fitted.scorers], members[0]
@@ -108,7 +109,7 @@ async def _self_train(ctx: JobContext, state: LoopState, round: int) -> None:
     """One round: fit on D0 and D2, verify and activate, gate, relabel D1, rebuild D2."""
     previous = None if state.best == BASE else state.best.adapter
     fold = partial(train_round_fold, ctx, round, state.pool, state.decisions[-1])
-    fitted = await cross_fit(ctx, round, f"r{round}", fold, state.decisions[-1].key)
+    fitted = await cross_fit(ctx, round, f"r{round}", fold, state.decisions[-1].key, state.coldest)
     adapter = await train_round(ctx, round, state.pool, state.decisions[-1], previous, fitted.temperature)
     scorer = Scorer(f"r{round}", adapter, state.decisions[-1].key, temperature=fitted.temperature, born=round)
     refused = await accept_adapter(ctx, round, scorer.name, scorer.served)
@@ -204,9 +205,10 @@ async def _read_pool(
 ) -> StageKey:
     """What one labeller says of the pool, from chunk `first` on."""
     if scorer.view == "encoder" and ctx.encoder is not None:
-        key, found = await encode_pool(ctx, ctx.encoder, round, state.pool, scorer, part, first)
+        coldest = state.encoders[0].temperature if scorer.born else 0.0
+        found = await encode_pool(ctx, ctx.encoder, round, state.pool, scorer, coldest, part, first)
         state.encoders[scorer.born] = found
-        return key
+        return found.key
     label_pool = answer_pool if ctx.task.is_open else score_pool
     return await label_pool(ctx, round, state.pool, scorer, part, first)
 
@@ -243,7 +245,7 @@ async def _record(
         agreement=decisions.agreement,
         mean_confidence=decisions.mean_confidence,
         holdout=holdout,
-        encoder=state.encoders.get(round) if activated else None,
+        encoder=state.encoders[round].evaluation if round in state.encoders else None,
         eval=evaluation,
         adapter=(scorer or state.best).served,
         activated=activated,

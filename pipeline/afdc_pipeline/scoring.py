@@ -8,6 +8,7 @@ of it; where a mean over the pool is needed, `PriorAccumulator` and `alignment_w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,26 +75,47 @@ def ensemble(members: Sequence[FloatArray], votes: Sequence[NDArray[np.bool_]] |
     return np.asarray(total / counts.sum(axis=0)[:, None])
 
 
-def ensemble_of_kinds(
-    members: Sequence[FloatArray], votes: Sequence[NDArray[np.bool_]], kinds: Sequence[str]
-) -> FloatArray:
-    """Product over the kinds of members, normalised, of the `ensemble` of each kind.
+@dataclass(frozen=True)
+class Witnesses:
+    """What each kind of labeller says of a chunk. Members of a kind err alike: their mean is one witness.
 
-    Members of a kind err alike: their mean is one witness. Kinds err apart: witnesses that are independent given the
-    label multiply (for a uniform prior), as in co-training (Blum and Mitchell 1998; product of experts: Hinton 2002).
-
-    Args:
-        votes: as of `ensemble`. A kind without a vote on a row has no say on it, unless none has.
-        kinds: of each member.
+    Attributes:
+        means: distributions [n, n_labels] a kind, the `ensemble` of its members.
+        heard: bool [n_kinds, n]: who has a say on a row; a kind has where one of its members has, and all have where
+            none has.
     """
-    groups = [[at for at, other in enumerate(kinds) if other == kind] for kind in dict.fromkeys(kinds)]
-    means = [ensemble([members[at] for at in group], [votes[at] for at in group]) for group in groups]
-    if len(groups) == 1:
-        return means[0]
-    heard: NDArray[np.bool_] = np.stack([np.stack([votes[at] for at in group]).any(axis=0) for group in groups])
-    heard[:, ~heard.any(axis=0)] = True
-    logs = [np.where(has[:, None], np.log(np.maximum(mean, TINY)), 0.0) for mean, has in zip(means, heard, strict=True)]
-    return normalise(np.sum(logs, axis=0))
+
+    means: tuple[FloatArray, ...]
+    heard: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, members: Sequence[FloatArray], votes: Sequence[NDArray[np.bool_]], kinds: Sequence[str]) -> Witnesses:
+        """Group members by kind; `votes` as of `ensemble`."""
+        groups = [[at for at, other in enumerate(kinds) if other == kind] for kind in dict.fromkeys(kinds)]
+        means = [ensemble([members[at] for at in group], [votes[at] for at in group]) for group in groups]
+        heard: NDArray[np.bool_] = np.stack([np.stack([votes[at] for at in group]).any(axis=0) for group in groups])
+        heard[:, ~heard.any(axis=0)] = True
+        return cls(tuple(means), heard)
+
+    def product(self) -> FloatArray:
+        """Product of the witnesses, normalised, [n, n_labels]; a single one as it is.
+
+        Kinds err apart: witnesses that are independent given the label multiply, for a uniform prior (co-training: Blum
+        and Mitchell 1998; product of experts: Hinton 2002).
+        """
+        if len(self.means) == 1:
+            return self.means[0]
+        logs = [
+            np.where(has[:, None], np.log(np.maximum(mean, TINY)), 0.0)
+            for mean, has in zip(self.means, self.heard, strict=True)
+        ]
+        return normalise(np.sum(logs, axis=0))
+
+    def divided(self) -> NDArray[np.bool_]:
+        """Whether two witnesses give a row different labels, [n]."""
+        chosen = np.stack([labels(mean) for mean in self.means])
+        highest = np.where(self.heard, chosen, -1).max(axis=0)
+        return np.asarray((self.heard & (chosen != highest)).any(axis=0))
 
 
 def jensen_shannon(members: Sequence[FloatArray]) -> FloatArray:

@@ -9,6 +9,7 @@ from afdc_pipeline.pool import Pool
 from afdc_pipeline.seams import StageKey
 from afdc_pipeline.stages.augment import SeenTexts
 from afdc_pipeline.stages.decide import Decisions
+from afdc_pipeline.stages.encode import Encoded
 from afdc_pipeline.stages.reading import Scorer
 
 BASE = Scorer("base")
@@ -34,8 +35,10 @@ class LoopState:
     best_holdout: Evaluation | None = None
     history: list[RoundResult] = field(default_factory=list)
     decisions: list[Decisions] = field(default_factory=list)
-    encoders: dict[int, Evaluation | None] = field(default_factory=dict)
-    """How well the encoder of each round tells the seeds that its folds left out."""
+    encoders: dict[int, Encoded] = field(default_factory=dict)
+    """What the encoder of each round has said last."""
+    coldest: float = 0.0
+    """Temperature of round 0's adapters; that of no later round is lower."""
     eval: EvalSummary = field(default_factory=EvalSummary)
     stop_reason: str = ""
     extra: int = 0

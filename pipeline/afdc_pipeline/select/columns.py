@@ -30,6 +30,7 @@ class Reason(IntEnum):
     OVER_TARGET = 6
     NOT_DIVERSE = 7
     NOT_TRUSTED = 8
+    LABELLERS_DISAGREE = 9
 
 
 REASONS: dict[int, str] = {reason.value: reason.name.lower() for reason in Reason}
@@ -37,7 +38,7 @@ REASONS: dict[int, str] = {reason.value: reason.name.lower() for reason in Reaso
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """One entry a candidate of D1, 37 bytes each; every array is [n].
+    """One entry a candidate of D1, 38 bytes each; every array is [n].
 
     Attributes:
         label: scored label index, argmax_y; -1 where the engine gave no scores.
@@ -45,6 +46,7 @@ class Columns:
         confidence, margin, entropy, disagreement: of the labeller's distribution (see `scoring`); NaN without scores.
         parent: index of the seed that the text varies; -1 is none, and no seed cap applies to it.
         rejected: the engine could not score the text.
+        divided: two kinds of labellers give it different labels.
         tie: `tie_break` of the candidate's id: orders rows that are worth the same, the same way in every run.
     """
 
@@ -56,6 +58,7 @@ class Columns:
     disagreement: Float32
     parent: Int32
     rejected: NDArray[np.bool_]
+    divided: NDArray[np.bool_]
     tie: NDArray[np.uint64]
 
     def __post_init__(self) -> None:
@@ -74,11 +77,13 @@ class Columns:
         intended: Sequence[int] | Int32,
         parent: Sequence[int] | Int32,
         disagreement: FloatArray | None = None,
+        divided: NDArray[np.bool_] | None = None,
     ) -> Columns:
         """Columns of one chunk, from its distributions [n, n_labels]; a row of NaN is a rejected text.
 
         Args:
             disagreement: nats, [n], from `scoring.disagreement`; None is a committee of one, all 0.
+            divided: bool [n]; None: there is one kind of labeller.
         """
         scored = scoring.labels(probs)
         apart = np.zeros(len(probs)) if disagreement is None else disagreement
@@ -91,6 +96,7 @@ class Columns:
             disagreement=apart.astype(np.float32),
             parent=np.asarray(parent, dtype=np.int32),
             rejected=scored < 0,
+            divided=np.zeros(len(probs), dtype=np.bool_) if divided is None else divided,
             tie=tie_break(ids),
         )
 

@@ -52,6 +52,7 @@ def _filtered(columns: Columns, config: SelectConfig) -> NDArray[np.uint8]:
     low = ~confidence.above(columns, config.threshold)
     other = (columns.intended >= 0) & (columns.intended != columns.label) & config.agreement
     reason = np.full(len(columns), Reason.KEPT, dtype=np.uint8)
+    reason[columns.divided & config.unanimous] = Reason.LABELLERS_DISAGREE
     reason[other] = Reason.DISAGREES_WITH_INTENDED
     reason[low] = Reason.BELOW_THRESHOLD
     reason[unscored] = Reason.ENGINE_REJECTED

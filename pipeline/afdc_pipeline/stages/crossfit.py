@@ -35,7 +35,8 @@ class CrossFit:
 
     Attributes:
         scorers: the k adapters, without one that failed its verification.
-        temperature: minimises the negative log-likelihood of their labels (Guo et al. 2017); 1 for an open task.
+        temperature: minimises the negative log-likelihood of their labels (Guo et al. 2017), but is not lower than in
+            round 0; 1 for an open task.
     """
 
     scorers: tuple[Scorer, ...] = ()
@@ -49,10 +50,12 @@ async def cross_fit(
     name: str,
     train: Callable[[str, int, Fold], Awaitable[str]],
     trained_on: StageKey | None = None,
+    coldest: float = 0.0,
 ) -> CrossFit:
     """Train k adapters of a round and score each on its fold.
 
     Args:
+        coldest: lowest temperature. Round 0 is the last whose folds know nothing at all of the seeds left out.
         name: of the round's adapters ("m", "r1"): the k are `name`-f0, `name`-f1 and so on.
         train: trains the adapter of that short name and fold number on a fold's rows; returns its full name.
         trained_on: the decisions whose rows they are trained on; None for seeds alone.
@@ -74,7 +77,7 @@ async def cross_fit(
         return CrossFit(tuple(scorers))
     if ctx.task.is_open:
         return CrossFit(tuple(scorers), _pooled([one for _, _, one in scored]))
-    return _calibrated(ctx, round, tuple(scorers), scored)
+    return _calibrated(ctx, round, tuple(scorers), scored, coldest)
 
 
 def seed_folds(ctx: JobContext) -> list[Fold]:
@@ -84,12 +87,16 @@ def seed_folds(ctx: JobContext) -> list[Fold]:
 
 
 def _calibrated(
-    ctx: JobContext, round: int, scorers: tuple[Scorer, ...], scored: Sequence[tuple[Fold, Scorer, Evaluation]]
+    ctx: JobContext,
+    round: int,
+    scorers: tuple[Scorer, ...],
+    scored: Sequence[tuple[Fold, Scorer, Evaluation]],
+    coldest: float,
 ) -> CrossFit:
     """All folds' scores as one evaluation, at the temperature that fits them."""
     logprobs = np.concatenate([stored_logprobs(ctx, gold_key(round, WHAT, scorer)) for _, scorer, _ in scored])
     gold = np.array(ctx.task.positions(seed.label for fold, _, _ in scored for seed in fold.held))
-    temperature = scoring.fit_temperature(logprobs, gold)
+    temperature = max(scoring.fit_temperature(logprobs, gold), coldest)
     found = metrics.evaluate(scoring.normalise(logprobs / temperature), gold)
     return CrossFit(tuple(replace(one, temperature=temperature) for one in scorers), found, temperature)
 

@@ -96,8 +96,8 @@ async def decide(
 class LabelView:
     """The pool's label distributions under a committee.
 
-    They are computed once, chunk by chunk, into a scratch file that is mapped and not held: float32 [n, L + 1], the
-    mean distribution and the members' disagreement.
+    They are computed once, chunk by chunk, into a scratch file that is mapped and not held: float32 [n, L + 2], the
+    common distribution, the members' disagreement, and whether their kinds are divided.
     """
 
     def __init__(self, ctx: JobContext, pool: Pool, labelled: Sequence[Labelled]) -> None:
@@ -136,7 +136,8 @@ class LabelView:
             [c.id for c in candidates],
             self._written_for(chunk),
             [self._seeds.get(c.parent, -1) for c in candidates],
-            self._rows(chunk)[:, -1].astype(np.float64),
+            self._rows(chunk)[:, -2].astype(np.float64),
+            self._rows(chunk)[:, -1] > 0,
         )
 
     def _fill(self, labelled: Sequence[Labelled]) -> NDArray[np.float32]:
@@ -144,16 +145,18 @@ class LabelView:
         self._refs = [{c.index: c.ref for key in one.keys for c in chunks(key)} for one in labelled]
         temperatures = [one.scorer.temperature for one in labelled]
         juries = [Jury(self._ctx, one.scorer) for one in labelled]
-        shape = (max(self.pool.size, 1), len(self._labels) + 1)
+        shape = (max(self.pool.size, 1), len(self._labels) + 2)
         table = map_scratch(self._ctx.layout.state, shape)
         for chunk in self.pool.chunks():
-            rows = [read_logprobs(self._ctx.store.get(refs[chunk.index]), shape[1] - 1) for refs in self._refs]
+            rows = [read_logprobs(self._ctx.store.get(refs[chunk.index]), shape[1] - 2) for refs in self._refs]
             members = [scoring.normalise(one / t) for one, t in zip(rows, temperatures, strict=True)]
             where = slice(chunk.start, chunk.start + chunk.size)
             candidates = self.pool.read(chunk)
             votes = [jury.votes(chunk, candidates) for jury in juries]
-            table[where, :-1] = scoring.ensemble_of_kinds(members, votes, [one.scorer.view for one in labelled])
-            table[where, -1] = scoring.disagreement(members)
+            witnesses = scoring.Witnesses.of(members, votes, [one.scorer.view for one in labelled])
+            table[where, :-2] = witnesses.product()
+            table[where, -2] = scoring.disagreement(members)
+            table[where, -1] = witnesses.divided()
             self._intended[where] = [self._labels.get(c.intended or "", -1) for c in candidates]
         return table
 
@@ -180,7 +183,7 @@ class LabelView:
         return self._table[chunk.start : chunk.start + chunk.size]
 
     def _mean(self, chunk: PoolChunk) -> FloatArray:
-        return np.asarray(self._rows(chunk)[:, :-1], dtype=np.float64)
+        return np.asarray(self._rows(chunk)[:, :-2], dtype=np.float64)
 
     def _alignment(self) -> FloatArray | None:
         """Weights that make the mean prediction over generated texts the mix of labels they were written for.

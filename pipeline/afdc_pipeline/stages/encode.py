@@ -57,18 +57,36 @@ def encoder_of(ctx: JobContext, encoder: Encoder, round: int, decided: StageKey 
     )
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """What an encoder said: `key` is the stage of its log-probs, divided by `temperature`.
+
+    Attributes:
+        evaluation: how well its folds tell the seeds that they left out; None without folds.
+    """
+
+    key: StageKey
+    temperature: float
+    evaluation: Evaluation | None
+
+
 async def encode_pool(
-    ctx: JobContext, encoder: Encoder, round: int, pool: Pool, scorer: Scorer, part: str = "", first: int = 0
-) -> tuple[StageKey, Evaluation | None]:
+    ctx: JobContext,
+    encoder: Encoder,
+    round: int,
+    pool: Pool,
+    scorer: Scorer,
+    coldest: float = 0.0,
+    part: str = "",
+    first: int = 0,
+) -> Encoded:
     """Tune the encoder and label D1. Nothing of it is kept: for a pool that has grown it is tuned again, the same.
 
     Args:
         scorer: as of `encoder_of`.
+        coldest: lowest temperature: that of round 0, whose folds know nothing at all of the seeds left out.
         part: names the stage of a pool that has grown; "" for the whole pool.
         first: index of the first chunk that it has not labelled.
-
-    Returns:
-        The stage that holds the log-probs, and how well the seeds are told out of fold; None without folds.
     """
     key, folds = StageKey(round, f"score-{scorer.name}{part}"), [_whole(ctx), *seed_folds(ctx)]
     chunks, decided = pool.chunks()[first:], scorer.trained_on
@@ -81,7 +99,7 @@ async def encode_pool(
         placed = _write_texts(ctx, parts, pool, chunks, decided)
         await _label(ctx, encoder, f"{ctx.job}-{scorer.name}{part}", folder, [one.fit for one in parts])
         scores = [_scores(one, placed.count(number)) for number, one in enumerate(parts)]
-        temperature, found = _calibrate(ctx, parts[1:], scores[1:])
+        temperature, found = _calibrate(ctx, parts[1:], scores[1:], coldest)
         reader = _Reader(parts, scores, placed, temperature)
         for chunk in chunks:
             rows = reader.rows(chunk.size)
@@ -94,11 +112,12 @@ async def encode_pool(
         "encoder": encoder.info.revision,
         "rows": chunks_digest(ctx, decided) if decided else "",
         "first": first,
+        "coldest": coldest,
     }
     total = sum(chunk.size for chunk in chunks)
     result = await run_stage(ctx, key, inputs, body, title=f"label D1 with {scorer.title}", total=total)
     found = result["evaluation"]
-    return key, None if found is None else Evaluation.model_validate(found)
+    return Encoded(key, result["temperature"], None if found is None else Evaluation.model_validate(found))
 
 
 def _whole(ctx: JobContext) -> Fold:
@@ -198,7 +217,7 @@ def _scores(part: _Part, candidates: int) -> FloatArray:
 
 
 def _calibrate(
-    ctx: JobContext, folds: Sequence[_Part], scores: Sequence[FloatArray]
+    ctx: JobContext, folds: Sequence[_Part], scores: Sequence[FloatArray], coldest: float
 ) -> tuple[float, Evaluation | None]:
     """The temperature that fits the seeds out of fold, and how well they are told then; 1 and None without folds."""
     if not folds:
@@ -206,7 +225,7 @@ def _calibrate(
     held = [found[: len(part.fold.held)] for part, found in zip(folds, scores, strict=True)]
     logprobs = np.concatenate(held).astype(np.float64)
     gold = np.array(ctx.task.positions(seed.label for part in folds for seed in part.fold.held))
-    temperature = scoring.fit_temperature(logprobs, gold)
+    temperature = max(scoring.fit_temperature(logprobs, gold), coldest)
     return temperature, metrics.evaluate(scoring.normalise(logprobs / temperature), gold)
 
 

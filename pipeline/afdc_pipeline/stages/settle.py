@@ -128,6 +128,7 @@ def _columns(
         disagreement=measure("disagreement"),
         parent=np.asarray(parents, dtype=np.int32),
         rejected=rejected,
+        divided=np.zeros(len(verdicts), dtype=np.bool_),
         tie=tie_break(ids),
     )
 
