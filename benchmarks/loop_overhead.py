@@ -17,7 +17,7 @@ from pathlib import Path
 def own_share(folder: Path) -> tuple[float, float]:
     """(wall seconds, share of them that the loop itself took)."""
     usage = json.loads((folder / "result.json").read_text())["usage"]
-    elsewhere = usage["engine_seconds"] + usage["trainer_seconds"] + usage["startup_seconds"]
+    elsewhere = sum(usage[f"{part}_seconds"] for part in ("engine", "trainer", "encoder", "startup"))
     return usage["wall_seconds"], 1 - elsewhere / usage["wall_seconds"]
 
 

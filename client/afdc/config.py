@@ -125,9 +125,10 @@ class SelectConfig(SettingsTable):
 
     strategy: Strategy = Field(default="confidence", description="which rows are the most valuable")
     threshold: float = Field(default=0.0, ge=0, le=1, description="tau: keep rows with confidence > tau")
-    agreement: bool = Field(
-        default=True,
-        description="keep a generated row only where the scored label is the intended one; open: where samples agree",
+    agreement: bool | None = Field(
+        default=None,
+        description="keep a generated row only where the scored label is the intended one; open: where samples agree; "
+        "None: where no encoder checks the label",
     )
     unanimous: bool = Field(
         default=True, description="keep a row only where adapters and encoder, each for itself, give it the same label"

@@ -89,6 +89,7 @@ class Usage(Model):
     cached_tokens: int = Field(default=0, description="prompt tokens answered from the prefix cache")
     engine_seconds: float = 0.0
     trainer_seconds: float = 0.0
+    encoder_seconds: float = 0.0
     startup_seconds: float = 0.0
     wall_seconds: float = 0.0
 

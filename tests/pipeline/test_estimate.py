@@ -10,7 +10,8 @@ import pytest
 from afdc.config import RunConfig
 from afdc.presets import build_config
 from afdc.task import Task
-from afdc_pipeline.estimate import Plan, PlanInputs, make_plan, rates_for, trie_reads
+from afdc_pipeline.estimate import Plan, PlanInputs, make_plan, trie_reads
+from afdc_pipeline.rates import rates_for
 from afdc_pipeline.rows import Seed
 
 TASK = Task.model_validate({"instruction": "What is asked for?", "labels": ["place", "person", "number"]})
@@ -25,6 +26,7 @@ def inputs(per_label: int = 8, **changes: Any) -> PlanInputs:
     return PlanInputs(**{"task": TASK, "seeds": seeds, "device": "cpu", "parameters": 135e6, **changes})
 
 
+FREE = {"agreement": False, "unanimous": False}
 EIGHTEEN = {"augment": {"variants": 18}}
 
 
@@ -34,8 +36,8 @@ def test_counts_of_the_default_preset() -> None:
     assert plan.candidates == texts
     assert plan.requests == 24 * 7  # 42 draws a seed, six to a request
     assert plan.adapters == 3 + 2 + 3 * 2  # two folds in each of three rounds
-    assert plan.score_reads == 11 * texts + 4 * 50 + 3 * 24
-    assert plan.selected == round(texts * 0.45)
+    assert plan.score_reads == 8 * texts + 4 * 50 + 3 * 24
+    assert plan.selected == round(texts * 0.75)
 
 
 def test_the_paper_preset_scores_with_the_base_and_selects_without_agreement() -> None:
@@ -74,14 +76,15 @@ def test_caps_and_rounds_shape_the_plan() -> None:
 
 def test_a_target_beyond_the_plan_is_planned_for() -> None:
     plain = make_plan(build_config("default", EIGHTEEN), inputs())
+    assert plain.selected < plain.candidates
     grown = make_plan(build_config("default", EIGHTEEN, {"select": {"target_rows": 4 * plain.selected}}), inputs())
     assert (plain.augment_rounds, grown.augment_rounds) == (1, 4)
     assert grown.selected == 4 * plain.selected
     assert (grown.candidates, grown.requests) == (4 * plain.candidates, 4 * plain.requests)
-    real = build_config("default", EIGHTEEN, {"select": {"target_rows": 4 * plain.selected, "agreement": False}})
+    real = build_config("default", EIGHTEEN, {"select": {"target_rows": 4 * plain.selected, **FREE}})
     given = inputs(unlabeled_rows=2 * plain.candidates)
     assert make_plan(real, given).augment_rounds == 1
-    more = build_config("default", EIGHTEEN, {"select": {"target_rows": 6 * plain.candidates, "agreement": False}})
+    more = build_config("default", EIGHTEEN, {"select": {"target_rows": 6 * plain.candidates, **FREE}})
     assert make_plan(more, given).augment_rounds == 4, "real texts come once"
     capped = make_plan(build_config("default", EIGHTEEN, {"select": {"target_rows": 900, "per_label": 9}}), inputs())
     assert capped.augment_rounds == 1

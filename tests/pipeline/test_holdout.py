@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afdc_pipeline.holdout import folds, split
-from afdc_pipeline.rows import Seed
+from afdc_pipeline.holdout import Fold, folds, split
+from afdc_pipeline.rows import Candidate, Seed
 
 
 def make(counts: list[int]) -> list[Seed]:
@@ -59,3 +59,15 @@ def test_folds_hold_each_seed_once_and_never_lose_a_label(sizes: list[int], k: i
 def test_one_fold_is_none() -> None:
     with pytest.raises(ValueError, match="at least 2"):
         folds(make([3]), 1, 0)
+
+
+@given(st.integers(2, 4), st.integers(0, 20))
+def test_every_text_is_left_out_by_one_fold(k: int, seed: int) -> None:
+    seeds = make([8, 8])
+    parts = folds(seeds, k, seed)
+    written = [Candidate(f"c{row.id}", "text", "generated", parent=row.id) for row in seeds]
+    real = [Candidate(f"u{n}", f"text {n}", "unlabeled") for n in range(60)]
+    for candidate in [*written, *real]:
+        assert sum(fold.leaves_out(candidate) for fold in parts) == 1
+    assert all(any(fold.leaves_out(one) for one in real) for fold in parts)
+    assert not any(Fold(tuple(seeds), ()).leaves_out(one) for one in [*written, *real])

@@ -144,3 +144,50 @@ def test_agreement_product() -> None:
     np.testing.assert_allclose(blind, probs)
     sure = scoring.agree(probs, np.array([2, 2, 2]), np.array([1.0, 1.0, 1.0]))
     np.testing.assert_allclose(sure, np.eye(3)[[2, 2, 2]])
+
+
+def witnesses(
+    seed: int, n: int = 40, silent: float = 0.3
+) -> tuple[scoring.Witnesses, list[np.ndarray], list[np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    members = [rng.dirichlet(np.ones(4), size=n) for _ in range(3)]
+    votes = [rng.random(n) > silent for _ in members]
+    for member, vote in zip(members, votes, strict=True):
+        member[~vote & (rng.random(n) < 0.5)] = np.nan  # who has no say need not have been asked
+    return scoring.Witnesses.of(members, votes, ["adapter", "encoder", "adapter"]), members, votes
+
+
+@given(st.integers(0, 500))
+def test_kinds_multiply_and_only_those_that_have_a_say(seed: int) -> None:
+    found, members, votes = witnesses(seed)
+    product, divided = found.product(), found.divided()
+    for at in range(40):
+        kinds = [[0, 2], [1]]
+        says = [
+            np.mean([members[m][at] for m in kind if votes[m][at]], axis=0)
+            for kind in kinds
+            if any(votes[m][at] for m in kind)
+        ]
+        if not says:
+            continue
+        wanted = np.prod(says, axis=0)
+        np.testing.assert_allclose(product[at], wanted / wanted.sum(), atol=1e-9)
+        assert divided[at] == (len({one.argmax() for one in says}) > 1)
+
+
+def test_one_kind_is_the_plain_ensemble_and_never_divided() -> None:
+    rng = np.random.default_rng(0)
+    members = [rng.dirichlet(np.ones(3), size=9) for _ in range(2)]
+    votes = [np.ones(9, dtype=bool)] * 2
+    found = scoring.Witnesses.of(members, votes, ["adapter", "adapter"])
+    np.testing.assert_allclose(found.product(), scoring.ensemble(members), atol=1e-15)
+    assert not found.divided().any()
+
+
+def test_members_that_were_not_asked_do_not_count_for_disagreement() -> None:
+    members = [np.array([[0.9, 0.1]]), np.array([[0.2, 0.8]]), np.array([[np.nan, np.nan]])]
+    for votes in (True, False):
+        np.testing.assert_allclose(
+            scoring.disagreement(members, votes=votes), scoring.disagreement(members[:2], votes=votes)
+        )
+    assert np.isnan(scoring.disagreement([members[2]] * 2)).all()

@@ -213,7 +213,8 @@ def large_columns(n: int, n_labels: int) -> Columns:
     label = rng.integers(0, n_labels, n, dtype=np.int32)
     parent = rng.integers(0, 500, n, dtype=np.int32)
     tie = rng.integers(0, 2**63, n).astype(np.uint64)
-    return Columns(label, label.copy(), *values, parent=parent, rejected=np.zeros(n, dtype=bool), tie=tie)
+    flags = {"rejected": np.zeros(n, dtype=bool), "divided": np.zeros(n, dtype=bool)}
+    return Columns(label, label.copy(), *values, parent=parent, tie=tie, **flags)
 
 
 def test_a_large_pool_costs_linear_memory_and_little_time() -> None:

@@ -110,6 +110,14 @@ def _models() -> Check:
     return Check("models", True, f"{root}: {shown}")
 
 
+def _encoder() -> Check:
+    try:
+        here = load_server("afdc_server.encoder").packaged_encoder()
+    except AfdcError as exc:
+        return Check("encoder", False, "unknown", str(exc))
+    return Check("encoder", True, str(here or "not installed; the first run fetches it from the hub"))
+
+
 def _disk() -> Check:
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     return Check("disk", free >= MIN_FREE_GIB, f"{free:.1f} GiB free here", f"Free at least {MIN_FREE_GIB:.0f} GiB")
@@ -120,4 +128,4 @@ def _settings() -> Check:
     return Check("settings", True, ", ".join(map(str, files)) or "no settings file; defaults apply")
 
 
-CHECKS: tuple[Callable[[], Check], ...] = (_python, _packages, _device, _models, _disk, _settings)
+CHECKS: tuple[Callable[[], Check], ...] = (_python, _packages, _device, _models, _encoder, _disk, _settings)

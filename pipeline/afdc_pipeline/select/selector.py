@@ -50,7 +50,7 @@ def _filtered(columns: Columns, config: SelectConfig) -> NDArray[np.uint8]:
     """Reasons that concern one row alone. The first that applies counts."""
     unscored = columns.rejected | (columns.label < 0)
     low = ~confidence.above(columns, config.threshold)
-    other = (columns.intended >= 0) & (columns.intended != columns.label) & config.agreement
+    other = (columns.intended >= 0) & (columns.intended != columns.label) & (config.agreement is not False)
     reason = np.full(len(columns), Reason.KEPT, dtype=np.uint8)
     reason[columns.divided & config.unanimous] = Reason.LABELLERS_DISAGREE
     reason[other] = Reason.DISAGREES_WITH_INTENDED

@@ -78,7 +78,7 @@ async def decide(
     async def body(run: StageRun) -> dict[str, Any]:
         view = LabelView(ctx, pool, labelled)
         columns = view.columns()
-        chosen = select(columns, ctx.config.select, len(ctx.task.names), lambda rows: pool_features(pool, rows), error)
+        chosen = select(columns, ctx.selecting, len(ctx.task.names), lambda rows: pool_features(pool, rows), error)
         old = None if previous is None else _stored_labels(ctx, previous.key, pool.size)
         _write(run, view, columns, chosen)
         return _summary(ctx, columns, chosen, old, view.agreement)

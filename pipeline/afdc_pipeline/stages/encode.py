@@ -34,6 +34,7 @@ from afdc_pipeline.stages.reading import Scorer
 from afdc_pipeline.stages.runner import StageRun, chunks_digest, run_stage
 
 TEXTS_FILE, SCORES_FILE = "texts.jsonl", "scores.npy"
+ENCODE_STAGE = "score-e"  # how the names of these stages begin
 FIT_SEEDS = 70  # behind the numbers that distinguish the adapters of a round
 
 
@@ -88,7 +89,7 @@ async def encode_pool(
         part: names the stage of a pool that has grown; "" for the whole pool.
         first: index of the first chunk that it has not labelled.
     """
-    key, folds = StageKey(round, f"score-{scorer.name}{part}"), [_whole(ctx), *seed_folds(ctx)]
+    key, folds = StageKey(round, f"{ENCODE_STAGE}{scorer.born}{part}"), [_whole(ctx), *seed_folds(ctx)]
     chunks, decided = pool.chunks()[first:], scorer.trained_on
 
     async def body(run: StageRun) -> dict[str, Any]:

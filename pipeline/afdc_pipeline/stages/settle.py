@@ -43,7 +43,7 @@ async def settle(
     async def body(run: StageRun) -> dict[str, Any]:
         view = AnswerView(ctx, pool, answers)
         columns = view.columns()
-        chosen = select(columns, ctx.config.select, 1, lambda rows: pool_features(pool, rows), error)
+        chosen = select(columns, ctx.selecting, 1, lambda rows: pool_features(pool, rows), error)
         return _write(run, view, chosen, previous)
 
     inputs = {

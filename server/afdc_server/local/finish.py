@@ -14,6 +14,7 @@ from afdc.result import AdapterRef, PathRows, RunResult, Usage
 from afdc_pipeline.context import JobContext
 from afdc_pipeline.outcome import all_drops, filter_counts, kept_rows, rejected_rows
 from afdc_pipeline.seams import Ledger
+from afdc_pipeline.stages.encode import ENCODE_STAGE
 from afdc_pipeline.state import BASE, LoopState
 from afdc_server.export.card import CardFacts
 from afdc_server.export.dataset import write_dataset
@@ -84,13 +85,17 @@ def copy_adapter(layout: RunLayout, state: LoopState) -> AdapterRef | None:
 def usage_so_far(ledger: Ledger, wall: float = 0.0) -> Usage:
     """Totals over everything committed, in this process and the ones before it."""
     totals = ledger.totals()
-    trainer = sum(value for (_, stage), value in ledger.seconds().items() if stage.startswith("train-"))
+
+    def seconds(prefix: str) -> float:
+        return sum(value for (_, stage), value in ledger.seconds().items() if stage.startswith(prefix))
+
     return Usage(
         prompt_tokens=int(totals.get("prompt_tokens", 0)),
         completion_tokens=int(totals.get("completion_tokens", 0)),
         cached_tokens=int(totals.get("cached_tokens", 0)),
         engine_seconds=totals.get("engine_seconds", 0.0),
-        trainer_seconds=trainer,
+        trainer_seconds=seconds("train-"),
+        encoder_seconds=seconds(ENCODE_STAGE),
         startup_seconds=totals.get("startup_seconds", 0.0),
         wall_seconds=wall,
     )

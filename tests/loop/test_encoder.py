@@ -1,0 +1,120 @@
+"""The encoder as a labeller of the loop: what it is tuned on, whom it labels, and what follows from it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from afdc.encoding import EncoderFit, EncoderJob
+from afdc.task import Task
+from afdc_pipeline.rows import Seed
+from afdc_pipeline.scoring import normalise
+from afdc_pipeline.seams import StageKey
+from tests.fakes.encoder import FakeEncoder
+from tests.fakes.engine import FakeEngine, stable_rng
+from tests.fakes.job import TASK, FakeJob, growing_config, make_job, make_seeds, small_config
+
+FOLDED = {"rounds": 1, "members": 1, "folds": 2}
+
+
+def named_seeds() -> tuple[Seed, ...]:
+    """Seeds that the fakes can tell, so that no round is refused."""
+    return tuple(replace(seed, text=f"{seed.text} {seed.label}") for seed in make_seeds())
+
+
+def rows(fit: EncoderFit) -> set[str]:
+    return {json.loads(line)["text"] for line in fit.rows.read_text().splitlines()}
+
+
+def texts(fit: EncoderFit) -> list[str]:
+    return [json.loads(line) for line in fit.texts.read_text().splitlines()]
+
+
+def jobs(job: FakeJob) -> dict[str, EncoderJob]:
+    return {one.name.removeprefix("job-test-"): one for one in job.encoder.jobs}
+
+
+def real_texts() -> list[str]:
+    return [f"real text {stable_rng(number).integers(10**12)} about {TASK.names[number % 3]}" for number in range(40)]
+
+
+def test_no_text_is_labelled_by_a_fit_that_was_tuned_on_it(tmp_path: Path) -> None:
+    job = make_job(tmp_path, small_config(loop=FOLDED), seeds=named_seeds(), unlabeled=real_texts)
+    state = job.run()
+    assert sorted(jobs(job)) == ["e0", "e1"]
+    for one in jobs(job).values():
+        for fit in one.fits:
+            assert not rows(fit) & set(texts(fit))
+        labelled = [text for fit in one.fits for text in texts(fit)]
+        seeds = {seed.text for seed in named_seeds()}
+        assert sum(text in seeds for text in labelled) == len(seeds)  # each by the fold that leaves it out
+        assert len(set(labelled)) == len(labelled) == state.pool.size + len(seeds)
+    whole, *folds = jobs(job)["e1"].fits
+    assert rows(whole) == rows(folds[0]) | rows(folds[1])
+    assert {text for text in rows(whole) if text.startswith("real")}
+    found = [round.encoder for round in state.history]
+    assert all(one is not None and one.n == len(make_seeds()) for one in found)
+
+
+class Scatter(FakeEncoder):
+    """As sure of itself as the other, and right by chance alone."""
+
+    def _score(self, text: str, learnt: str, seed: int) -> np.ndarray:  # type: ignore[type-arg] # of float
+        return super()._score(text.casefold().translate(str.maketrans("aeiou", "-----")), learnt, seed) * 5
+
+
+def test_an_encoder_that_knows_nothing_is_flattened(tmp_path: Path) -> None:
+    spread = {}
+    for name, encoder in (("good", FakeEncoder(TASK)), ("bad", Scatter(TASK))):
+        job = make_job(tmp_path / name, small_config(loop=FOLDED), encoder=encoder, seeds=named_seeds())
+        job.run()
+        stored = [
+            row["logprobs"]
+            for chunk in job.ctx.ledger.chunks(StageKey(0, "score-e0"))
+            for row in job.ctx.store.get(chunk.ref)
+        ]
+        spread[name] = float(normalise(np.array(stored)).max(axis=1).mean())
+    assert spread["bad"] < 0.5 < spread["good"]
+
+
+def test_rows_on_which_adapters_and_encoder_differ_are_left_out(tmp_path: Path) -> None:
+    config = {"loop": {"rounds": 0, "members": 1, "folds": 0}}
+    kept = {}
+    for unanimous in (True, False):
+        selecting = {"unanimous": unanimous, "agreement": False, "balance": False, "trust": False}
+        job = make_job(tmp_path / str(unanimous), small_config(select=selecting, **config), engine=FakeEngine(noise=2))
+        state = job.run()
+        kept[unanimous], rejected = job.rows(state)
+        reasons = {row["reason"] for row in rejected}
+        assert ("labellers_disagree" in reasons) == unanimous
+    assert len(kept[True]) < len(kept[False])
+
+
+def test_a_pool_that_grows_is_labelled_by_the_same_encoder(tmp_path: Path) -> None:
+    job = make_job(tmp_path, growing_config(100))
+    state = job.run()
+    assert state.extra
+    first, grown = jobs(job)["e0"], jobs(job)["e0-a2"]
+    assert [rows(fit) for fit in first.fits] == [rows(fit) for fit in grown.fits]
+    assert [fit.seed for fit in first.fits] == [fit.seed for fit in grown.fits]
+    assert not set(texts(first.fits[0])) & set(texts(grown.fits[0]))
+
+
+def test_a_finished_stage_is_not_tuned_again(tmp_path: Path) -> None:
+    first = make_job(tmp_path, small_config(loop=FOLDED))
+    kept = first.rows(first.run())
+    again = make_job(tmp_path, small_config(loop=FOLDED))
+    assert again.rows(again.run()) == kept
+    assert not again.encoder.jobs
+
+
+def test_an_open_task_has_no_encoder(tmp_path: Path) -> None:
+    from tests.fakes.open_job import make_open_job
+
+    job = make_open_job(tmp_path)
+    job.run()
+    assert isinstance(job.ctx.task, Task)
+    assert not job.encoder.jobs
