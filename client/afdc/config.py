@@ -146,7 +146,7 @@ class SelectConfig(SettingsTable):
         description="label a generated text by the product of its scores and the label it was written for, "
         "which is trusted as far as the two agree over the pool",
     )
-    balance: bool = Field(default=True, description="cap labels at the geometric mean of their counts")
+    balance: bool = Field(default=False, description="cap labels at the geometric mean of their counts")
     per_label: int | None = Field(
         default=None, ge=1, le=MAX_ROWS, description="cap a label; None: no cap beyond balance"
     )
