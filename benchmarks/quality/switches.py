@@ -9,7 +9,7 @@ from afdc.errors import UsageError
 from afdc.presets import build_config
 from afdc.settings import merge_layers, set_layer
 
-SECTIONS = ("augment", "select", "train", "loop")
+SECTIONS = ("augment", "select", "train", "encoder", "loop")
 OFF: dict[str, Any] = {
     "loop.members": 1,
     "loop.rounds": 1,

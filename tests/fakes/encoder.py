@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,18 +18,27 @@ from tests.fakes.engine import stable_rng
 INFO = EncoderInfo("fake-encoder", Path("/nonexistent/encoder"), "rev-e")
 
 
+@dataclass(frozen=True)
+class Seen:
+    """One fit as the encoder was given it: the loop leaves none of its files."""
+
+    rows: frozenset[str]
+    texts: tuple[str, ...]
+    seed: int
+
+
 class FakeEncoder:
     """Scores follow from the text and from the rows that the fit was given."""
 
     def __init__(self, task: Task, info: EncoderInfo = INFO, on_call: Callable[[str], None] | None = None) -> None:
         self.info = info
-        self.jobs: list[EncoderJob] = []
+        self.jobs: dict[str, list[Seen]] = {}
         self._names: Sequence[str] = task.names
         self._on_call = on_call or (lambda _: None)
 
     async def label(self, job: EncoderJob) -> EncoderResult:
         self._on_call(f"encode:{job.name}")
-        self.jobs.append(job)
+        self.jobs[job.name] = [_look(fit) for fit in job.fits]
         for fit in job.fits:
             self._fit(fit)
         hashes = {fit.scores.name: sha256_file(fit.scores) for fit in job.fits}
@@ -48,3 +58,9 @@ class FakeEncoder:
         noise = stable_rng(text, learnt, seed).normal(0, 1, len(self._names))
         logits = noise + [3.0 if name.casefold() in text.casefold() else 0.0 for name in self._names]
         return np.asarray(logits - np.log(np.exp(logits).sum()))
+
+
+def _look(fit: EncoderFit) -> Seen:
+    rows = [json.loads(line)["text"] for line in fit.rows.read_bytes().splitlines()]
+    texts = [json.loads(line) for line in fit.texts.read_bytes().splitlines()]
+    return Seen(frozenset(rows), tuple(texts), fit.seed)

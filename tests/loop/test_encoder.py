@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from afdc.encoding import EncoderFit, EncoderJob
 from afdc.task import Task
 from afdc_pipeline.rows import Seed
 from afdc_pipeline.scoring import normalise
 from afdc_pipeline.seams import StageKey
-from tests.fakes.encoder import FakeEncoder
+from tests.fakes.encoder import FakeEncoder, Seen
 from tests.fakes.engine import FakeEngine, stable_rng
 from tests.fakes.job import TASK, FakeJob, growing_config, make_job, make_seeds, small_config
 
@@ -25,16 +23,8 @@ def named_seeds() -> tuple[Seed, ...]:
     return tuple(replace(seed, text=f"{seed.text} {seed.label}") for seed in make_seeds())
 
 
-def rows(fit: EncoderFit) -> set[str]:
-    return {json.loads(line)["text"] for line in fit.rows.read_text().splitlines()}
-
-
-def texts(fit: EncoderFit) -> list[str]:
-    return [json.loads(line) for line in fit.texts.read_text().splitlines()]
-
-
-def jobs(job: FakeJob) -> dict[str, EncoderJob]:
-    return {one.name.removeprefix("job-test-"): one for one in job.encoder.jobs}
+def fits(job: FakeJob, name: str) -> list[Seen]:
+    return job.encoder.jobs[f"job-test-{name}"]
 
 
 def real_texts() -> list[str]:
@@ -44,17 +34,16 @@ def real_texts() -> list[str]:
 def test_no_text_is_labelled_by_a_fit_that_was_tuned_on_it(tmp_path: Path) -> None:
     job = make_job(tmp_path, small_config(loop=FOLDED), seeds=named_seeds(), unlabeled=real_texts)
     state = job.run()
-    assert sorted(jobs(job)) == ["e0", "e1"]
-    for one in jobs(job).values():
-        for fit in one.fits:
-            assert not rows(fit) & set(texts(fit))
-        labelled = [text for fit in one.fits for text in texts(fit)]
+    assert sorted(job.encoder.jobs) == ["job-test-e0", "job-test-e1"]
+    for one in job.encoder.jobs.values():
+        assert not any(fit.rows & set(fit.texts) for fit in one)
+        labelled = [text for fit in one for text in fit.texts]
         seeds = {seed.text for seed in named_seeds()}
         assert sum(text in seeds for text in labelled) == len(seeds)  # each by the fold that leaves it out
         assert len(set(labelled)) == len(labelled) == state.pool.size + len(seeds)
-    whole, *folds = jobs(job)["e1"].fits
-    assert rows(whole) == rows(folds[0]) | rows(folds[1])
-    assert {text for text in rows(whole) if text.startswith("real")}
+    whole, *folds = fits(job, "e1")
+    assert whole.rows == folds[0].rows | folds[1].rows
+    assert {text for text in whole.rows if text.startswith("real")}
     found = [round.encoder for round in state.history]
     assert all(one is not None and one.n == len(make_seeds()) for one in found)
 
@@ -97,10 +86,10 @@ def test_a_pool_that_grows_is_labelled_by_the_same_encoder(tmp_path: Path) -> No
     job = make_job(tmp_path, growing_config(100))
     state = job.run()
     assert state.extra
-    first, grown = jobs(job)["e0"], jobs(job)["e0-a2"]
-    assert [rows(fit) for fit in first.fits] == [rows(fit) for fit in grown.fits]
-    assert [fit.seed for fit in first.fits] == [fit.seed for fit in grown.fits]
-    assert not set(texts(first.fits[0])) & set(texts(grown.fits[0]))
+    first, grown = fits(job, "e0"), fits(job, "e0-a2")
+    assert [(fit.rows, fit.seed) for fit in first] == [(fit.rows, fit.seed) for fit in grown]
+    assert not set(first[0].texts) & set(grown[0].texts)
+    assert not (tmp_path / "state" / "rounds" / "e0").exists()
 
 
 def test_a_finished_stage_is_not_tuned_again(tmp_path: Path) -> None:

@@ -10,8 +10,11 @@ encoder that does not know the language or the task is flattened until it says n
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +94,9 @@ async def encode_pool(
     """
     key, folds = StageKey(round, f"{ENCODE_STAGE}{scorer.born}{part}"), [_whole(ctx), *seed_folds(ctx)]
     chunks, decided = pool.chunks()[first:], scorer.trained_on
+    folder = ctx.layout.rounds / f"{scorer.name}{part}"
 
     async def body(run: StageRun) -> dict[str, Any]:
-        folder = ctx.layout.rounds / f"{scorer.name}{part}"
         parts = [_part(ctx, folder, scorer.born, number, fold) for number, fold in enumerate(folds)]
         for one in parts:
             _write_rows(ctx, one, pool, decided)
@@ -117,6 +120,7 @@ async def encode_pool(
     }
     total = sum(chunk.size for chunk in chunks)
     result = await run_stage(ctx, key, inputs, body, title=f"label D1 with {scorer.title}", total=total)
+    shutil.rmtree(folder, ignore_errors=True)  # what it said is in the ledger; a copy costs gigabytes at scale
     found = result["evaluation"]
     return Encoded(key, result["temperature"], None if found is None else Evaluation.model_validate(found))
 
@@ -150,12 +154,18 @@ def _write_texts(
     """The texts that each part labels: first its held seeds, then candidates. Returns the part of each candidate."""
     placed: list[int] = []
     skipped = sum(chunk.size for chunk in pool.chunks()[: len(pool.chunks()) - len(chunks)])
-    with _Writers(parts) as writers:
-        for at, (candidate, trained) in enumerate(_trained(ctx, pool, decided)):
-            if at >= skipped:
-                placed.append(_part_of(candidate, parts) if trained else 0)
-                writers.put(placed[-1], candidate.text)
+    with ExitStack() as stack:
+        streams = [stack.enter_context(atomic_writer(part.fit.texts)) for part in parts]
+        for stream, part in zip(streams, parts, strict=True):
+            stream.writelines(_line(seed.text) for seed in part.fold.held)
+        for candidate, trained in islice(_trained(ctx, pool, decided), skipped, None):
+            placed.append(_part_of(candidate, parts) if trained else 0)
+            streams[placed[-1]].write(_line(candidate.text))
     return placed
+
+
+def _line(text: str) -> bytes:
+    return json.dumps(text).encode() + b"\n"
 
 
 def _trained(ctx: JobContext, pool: Pool, decided: StageKey | None) -> Iterator[tuple[Candidate, bool]]:
@@ -169,29 +179,6 @@ def _trained(ctx: JobContext, pool: Pool, decided: StageKey | None) -> Iterator[
 def _part_of(candidate: Candidate, parts: Sequence[_Part]) -> int:
     """The part whose fold leaves the text out; the whole one where none does."""
     return next((number for number, part in enumerate(parts) if number and part.fold.leaves_out(candidate)), 0)
-
-
-class _Writers:
-    """The texts files of all parts, written side by side."""
-
-    def __init__(self, parts: Sequence[_Part]) -> None:
-        self._open = [atomic_writer(part.fit.texts) for part in parts]
-        self._parts = parts
-
-    def __enter__(self) -> _Writers:
-        self._streams = [one.__enter__() for one in self._open]
-        for number, part in enumerate(self._parts):
-            for seed in part.fold.held:
-                self.put(number, seed.text)
-        return self
-
-    def put(self, number: int, text: str) -> None:
-        """Add a text to a part."""
-        self._streams[number].write(json.dumps(text).encode() + b"\n")
-
-    def __exit__(self, *error: Any) -> None:
-        for one in self._open:
-            one.__exit__(*error)
 
 
 async def _label(ctx: JobContext, encoder: Encoder, name: str, folder: Path, fits: Sequence[EncoderFit]) -> None:
