@@ -138,6 +138,13 @@ class SelectConfig(SettingsTable):
         description="leave as large a share of the rows, the least confident, out of the data set as the adapter gets "
         "wrong of the seeds that it did not see; needs loop.folds or loop.holdout, and no target_rows",
     )
+    precision: float = Field(
+        default=0.95,
+        ge=0,
+        le=1,
+        description="with trust: wanted mean confidence of the data set's rows, which is the share of right labels that "
+        "calibrated labellers expect; up to half of the rows fall away for it; 0: none; not for open tasks",
+    )
     out_of_sample: bool = Field(
         default=True, description="a labeller has no say on a row that it was trained on, where another has one"
     )

@@ -16,6 +16,8 @@ from afdc.result import EvalSummary, Evaluation, RoundResult
 from afdc_pipeline import growth, metrics, stopping
 from afdc_pipeline.context import JobContext
 from afdc_pipeline.seams import StageKey
+from afdc_pipeline.select.selector import EVERY
+from afdc_pipeline.select.trust import Trust
 from afdc_pipeline.spending import spent, stage_seconds
 from afdc_pipeline.stages.answer import answer_pool
 from afdc_pipeline.stages.augment import SeenTexts, build_pool, extend_pool
@@ -71,8 +73,8 @@ async def _hand_out(ctx: JobContext, state: LoopState) -> None:
     if not config.trust or config.target_rows is not None or state.best_holdout is None:
         return
     last, previous = state.history[-1], state.decisions[-2] if len(state.decisions) > 1 else None
-    error = 1 - state.best_holdout.accuracy
-    state.decisions[-1] = await _decide(ctx, state, last.round, previous, "-out", error)
+    trust = Trust(1 - state.best_holdout.accuracy, 0.0 if ctx.task.is_open else config.precision)
+    state.decisions[-1] = await _decide(ctx, state, last.round, previous, "-out", trust)
     counts = {"selected": state.decisions[-1].selected, "per_label": state.decisions[-1].per_label}
     state.history[-1] = last.model_copy(update=counts)
 
@@ -184,7 +186,7 @@ def _drawn_rows(ctx: JobContext, state: LoopState) -> int:
 
 
 async def _decide(
-    ctx: JobContext, state: LoopState, round: int, previous: Decisions | None, part: str = "", error: float = 0.0
+    ctx: JobContext, state: LoopState, round: int, previous: Decisions | None, part: str = "", trust: Trust = EVERY
 ) -> Decisions:
     """Score what the labellers have not seen, or answer it where the task is open, and select."""
     choose, chunks = settle if ctx.task.is_open else decide, len(state.pool.chunks())
@@ -197,7 +199,7 @@ async def _decide(
             key = await _read_pool(ctx, state, round, scorer, part, old.chunks)
             state.scored[scorer.name] = ScoredPool((*old.keys, key), chunks)
     labelled = [Labelled(scorer, state.scored[scorer.name].keys) for scorer in state.labellers]
-    return await choose(ctx, round, state.pool, labelled, previous, part, error)
+    return await choose(ctx, round, state.pool, labelled, previous, part, trust)
 
 
 async def _read_pool(

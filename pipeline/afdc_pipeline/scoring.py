@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from afdc_pipeline.seams import FloatArray
 
 IntArray = NDArray[np.int32]
+Votes = Sequence[NDArray[np.bool_]] | NDArray[np.bool_]
 
 TINY = 1e-12
 ALIGN_STEPS = 200
@@ -57,7 +58,7 @@ def entropy(probs: FloatArray) -> FloatArray:
     return np.asarray(np.maximum(-(probs * logs).sum(axis=1), 0.0))
 
 
-def ensemble(members: Sequence[FloatArray], votes: Sequence[NDArray[np.bool_]] | None = None) -> FloatArray:
+def ensemble(members: Sequence[FloatArray], votes: Votes | None = None) -> FloatArray:
     """Mean of the members' distributions; one member is returned as it is. A row that a voter lacks is NaN.
 
     Args:
@@ -97,19 +98,13 @@ class Witnesses:
         heard[:, ~heard.any(axis=0)] = True
         return cls(tuple(means), heard)
 
-    def product(self) -> FloatArray:
-        """Product of the witnesses, normalised, [n, n_labels]; a single one as it is.
+    def mean(self) -> FloatArray:
+        """Mean of the witnesses, [n, n_labels].
 
-        Kinds err apart: witnesses that are independent given the label multiply, for a uniform prior (co-training: Blum
-        and Mitchell 1998; product of experts: Hinton 2002).
+        A product would take them for independent, and be surer than it is right. Where calibrated witnesses agree their
+        mean is right as often as it says (docs/quality.md, Log).
         """
-        if len(self.means) == 1:
-            return self.means[0]
-        logs = [
-            np.where(has[:, None], np.log(np.maximum(mean, TINY)), 0.0)
-            for mean, has in zip(self.means, self.heard, strict=True)
-        ]
-        return normalise(np.sum(logs, axis=0))
+        return ensemble(self.means, self.heard)
 
     def divided(self) -> NDArray[np.bool_]:
         """Whether two witnesses give a row different labels, [n]."""

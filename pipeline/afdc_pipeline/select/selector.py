@@ -11,7 +11,9 @@ from afdc_pipeline.select.balance import label_cap, rank_in_group, round_robin
 from afdc_pipeline.select.columns import Columns, Reason, Rows, Selection
 from afdc_pipeline.select.committee import most_disputed
 from afdc_pipeline.select.diversity import Features, most_diverse
+from afdc_pipeline.select.trust import Trust, trusted
 
+EVERY = Trust()
 RANKINGS = {
     "confidence": confidence.most_confident,
     "least_confidence": uncertainty.least_confident,
@@ -22,7 +24,7 @@ RANKINGS = {
 
 
 def select(
-    columns: Columns, config: SelectConfig, n_labels: int, features: Features | None = None, error: float = 0.0
+    columns: Columns, config: SelectConfig, n_labels: int, features: Features | None = None, trust: Trust = EVERY
 ) -> Selection:
     """Apply the steps of docs/algorithm.md in order: reject, threshold, agreement, trust, rank, caps, target.
 
@@ -30,13 +32,14 @@ def select(
 
     Args:
         features: for strategy "diversity" only: unit vectors [n, dims], or a function that makes them for row indices.
-        error: share of the rows left by then to drop as not trusted, the least confident first, 0..1.
+        trust: which of the rows left by then are sure enough.
 
     Raises:
         ValueError: strategy "diversity" without features.
     """
     reason = _filtered(columns, config)
-    _drop_doubtful(columns, error, reason)
+    _, doubtful = trusted(columns, np.flatnonzero(reason == Reason.KEPT), trust)
+    reason[doubtful] = Reason.NOT_TRUSTED
     ranked = _ranked(columns, config, n_labels, features, np.flatnonzero(reason == Reason.KEPT))
     ranked = _cap_seeds(columns, config, ranked, reason)
     ranked = _cap_labels(columns, config, n_labels, ranked, reason)
@@ -57,15 +60,6 @@ def _filtered(columns: Columns, config: SelectConfig) -> NDArray[np.uint8]:
     reason[low] = Reason.BELOW_THRESHOLD
     reason[unscored] = Reason.ENGINE_REJECTED
     return reason
-
-
-def _drop_doubtful(columns: Columns, error: float, reason: NDArray[np.uint8]) -> None:
-    """Where labellers get a share of labels wrong, about as many of the rows are wrong, and those mostly less sure of.
-
-    The cut of STraTA (Vu et al. 2021, arXiv 2109.06270, section 3): the lowest 1 - dev accuracy.
-    """
-    rows = confidence.most_confident(columns, np.flatnonzero(reason == Reason.KEPT))
-    reason[rows[len(rows) - int(error * len(rows)) :]] = Reason.NOT_TRUSTED
 
 
 def _ranked(columns: Columns, config: SelectConfig, n_labels: int, features: Features | None, rows: Rows) -> Rows:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from afdc_pipeline.rows import Candidate
 from afdc_pipeline.seams import FloatArray, StageKey
 from afdc_pipeline.select.columns import REASONS, Columns, Selection
 from afdc_pipeline.select.diversity import hashed_features
-from afdc_pipeline.select.selector import select
+from afdc_pipeline.select.selector import EVERY, select
+from afdc_pipeline.select.trust import Trust
 from afdc_pipeline.stages.reading import Scorer
 from afdc_pipeline.stages.runner import StageRun, run_stage
 from afdc_pipeline.stages.score import read_logprobs
@@ -63,7 +64,7 @@ async def decide(
     labelled: Sequence[Labelled],
     previous: Decisions | None,
     part: str = "",
-    error: float = 0.0,
+    trust: Trust = EVERY,
 ) -> Decisions:
     """Label D1 with the mean of the given labellers and select D2.
 
@@ -71,14 +72,14 @@ async def decide(
         labelled: the labellers, each with its score stages.
         previous: the last round's decisions, for the flip rate; D1 may have grown since.
         part: names the stage where a pool that has grown is decided again; "" for the first time in a round.
-        error: share of gold labels that the labellers get wrong, 0..1; that share of the rows is dropped.
+        trust: which rows are sure enough.
     """
     key = StageKey(round, f"select{part}")
 
     async def body(run: StageRun) -> dict[str, Any]:
         view = LabelView(ctx, pool, labelled)
         columns = view.columns()
-        chosen = select(columns, ctx.selecting, len(ctx.task.names), lambda rows: pool_features(pool, rows), error)
+        chosen = select(columns, ctx.selecting, len(ctx.task.names), lambda rows: pool_features(pool, rows), trust)
         old = None if previous is None else _stored_labels(ctx, previous.key, pool.size)
         _write(run, view, columns, chosen)
         return _summary(ctx, columns, chosen, old, view.agreement)
@@ -87,7 +88,7 @@ async def decide(
         "pool": pool.digest,
         "scores": [[k.round, k.stage] for one in labelled for k in one.keys],
         "previous": None if previous is None else previous.key.round,
-        "error": error,
+        "trust": asdict(trust),
     }
     result = await run_stage(ctx, key, inputs, body, title="select D2", total=pool.size)
     return Decisions(key=key, **result)
@@ -154,7 +155,7 @@ class LabelView:
             candidates = self.pool.read(chunk)
             votes = [jury.votes(chunk, candidates) for jury in juries]
             witnesses = scoring.Witnesses.of(members, votes, [one.scorer.view for one in labelled])
-            table[where, :-2] = witnesses.product()
+            table[where, :-2] = witnesses.mean()
             table[where, -2] = scoring.disagreement(members)
             table[where, -1] = witnesses.divided()
             self._intended[where] = [self._labels.get(c.intended or "", -1) for c in candidates]

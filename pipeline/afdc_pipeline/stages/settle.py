@@ -7,6 +7,7 @@ as one that was meant for another class.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from afdc_pipeline.context import JobContext
 from afdc_pipeline.pool import Pool, PoolChunk
 from afdc_pipeline.seams import StageKey
 from afdc_pipeline.select.columns import REASONS, Columns, Reason, Selection, tie_break
-from afdc_pipeline.select.selector import select
+from afdc_pipeline.select.selector import EVERY, select
+from afdc_pipeline.select.trust import Trust
 from afdc_pipeline.stages.answer import read_samples
 from afdc_pipeline.stages.decide import Decisions, Labelled, pool_features
 from afdc_pipeline.stages.runner import StageRun, run_stage
@@ -34,7 +36,7 @@ async def settle(
     labelled: Sequence[Labelled],
     previous: Decisions | None,
     part: str = "",
-    error: float = 0.0,
+    trust: Trust = EVERY,
 ) -> Decisions:
     """Answer D1 with the labellers' samples and select D2; arguments as of `decide`."""
     key = StageKey(round, f"select{part}")
@@ -43,7 +45,7 @@ async def settle(
     async def body(run: StageRun) -> dict[str, Any]:
         view = AnswerView(ctx, pool, answers)
         columns = view.columns()
-        chosen = select(columns, ctx.selecting, 1, lambda rows: pool_features(pool, rows), error)
+        chosen = select(columns, ctx.selecting, 1, lambda rows: pool_features(pool, rows), trust)
         return _write(run, view, chosen, previous)
 
     inputs = {
@@ -51,7 +53,7 @@ async def settle(
         "answers": [[k.round, k.stage] for keys in answers for k in keys],
         "previous": None if previous is None else previous.key.round,
         "min_agreement": ctx.config.answer.min_agreement,
-        "error": error,
+        "trust": asdict(trust),
     }
 
     result = await run_stage(ctx, key, inputs, body, title="select D2", total=pool.size)
