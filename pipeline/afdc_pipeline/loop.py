@@ -21,7 +21,7 @@ from afdc_pipeline.select.trust import Trust
 from afdc_pipeline.spending import spent, stage_seconds
 from afdc_pipeline.stages.answer import answer_pool
 from afdc_pipeline.stages.augment import SeenTexts, build_pool, extend_pool
-from afdc_pipeline.stages.crossfit import CrossFit, cross_fit
+from afdc_pipeline.stages.crossfit import CrossFit, Learnt, cross_fit
 from afdc_pipeline.stages.decide import Decisions, Labelled, decide, decided_rows
 from afdc_pipeline.stages.encode import encode_pool, encoder_of
 from afdc_pipeline.stages.evaluate import evaluate
@@ -89,7 +89,6 @@ async def _round_zero(ctx: JobContext, state: LoopState) -> list[Evaluation]:
     fitted = CrossFit()
     if ctx.config.loop.members:
         fitted = await cross_fit(ctx, 0, "m", partial(train_seed_fold, ctx))
-    state.coldest = fitted.temperature
     members = [await _member(ctx, number, fitted.temperature) for number in range(count)]
     if ctx.config.loop.members:
         state.labellers, state.best = [*members, *fitted.scorers], members[0]
@@ -111,7 +110,7 @@ async def _self_train(ctx: JobContext, state: LoopState, round: int) -> None:
     """One round: fit on D0 and D2, verify and activate, gate, relabel D1, rebuild D2."""
     previous = None if state.best == BASE else state.best.adapter
     fold = partial(train_round_fold, ctx, round, state.pool, state.decisions[-1])
-    fitted = await cross_fit(ctx, round, f"r{round}", fold, state.decisions[-1].key, state.coldest)
+    fitted = await cross_fit(ctx, round, f"r{round}", fold, Learnt(state.pool, state.decisions[-1].key))
     adapter = await train_round(ctx, round, state.pool, state.decisions[-1], previous, fitted.temperature)
     scorer = Scorer(f"r{round}", adapter, state.decisions[-1].key, temperature=fitted.temperature, born=round)
     refused = await accept_adapter(ctx, round, scorer.name, scorer.served)

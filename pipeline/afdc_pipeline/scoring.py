@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -223,7 +224,7 @@ def apply_temperature(probs: FloatArray, temperature: float) -> FloatArray:
         return normalise(np.log(probs) / temperature)
 
 
-def fit_temperature(logprobs: FloatArray, gold: NDArray[np.integer], *, prior_rows: float = 1.0) -> float:
+def fit_temperature(logprobs: FloatArray, gold: NDArray[np.integer] | FloatArray, *, prior_rows: float = 1.0) -> float:
     """Temperature that minimises the negative log-likelihood of gold labels (Guo et al. 2017).
 
     A few rows that are all right would drive T to 0, so `prior_rows` x (ln T)^2 is added to the summed loss: worth
@@ -231,13 +232,15 @@ def fit_temperature(logprobs: FloatArray, gold: NDArray[np.integer], *, prior_ro
 
     Args:
         logprobs: [n, n_labels], any constant added to a row makes no difference.
-        gold: label index of each row; rows with -1 or NaN scores are left out. Without any row the answer is 1.
+        gold: label index of each row, or its distribution [n, n_labels]; rows with -1, with a NaN or with NaN scores
+            are left out. Without any row the answer is 1.
     """
-    usable = (np.asarray(gold) >= 0) & ~np.isnan(logprobs).any(axis=1)
+    wanted = one_hot(gold, logprobs.shape[1]) if gold.ndim == 1 else gold
+    usable = ~np.isnan(wanted).any(axis=1) & ~np.isnan(logprobs).any(axis=1)
     if not usable.any():
         return 1.0
     logits = np.maximum(logprobs[usable] - logprobs[usable].max(axis=1, keepdims=True), -1e3)
-    right = logits[np.arange(len(logits)), np.asarray(gold)[usable]]
+    right = (logits * wanted[usable]).sum(axis=1)
 
     def loss(log_t: float) -> float:
         scale = float(np.exp(-log_t))
@@ -246,6 +249,15 @@ def fit_temperature(logprobs: FloatArray, gold: NDArray[np.integer], *, prior_ro
 
     low, high = np.log(TEMPERATURE_RANGE)
     return float(np.exp(_golden_section(loss, float(low), float(high))))
+
+
+def one_hot(gold: NDArray[Any], n_labels: int) -> FloatArray:
+    """Distributions [n, n_labels] that are sure of each row's label index; NaN for -1."""
+    found = np.zeros((len(gold), n_labels))
+    known = np.asarray(gold) >= 0
+    found[np.flatnonzero(known), np.asarray(gold)[known]] = 1.0
+    found[~known] = np.nan
+    return found
 
 
 def _golden_section(loss: Callable[[float], float], low: float, high: float, steps: int = 60) -> float:

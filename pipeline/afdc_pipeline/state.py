@@ -37,8 +37,6 @@ class LoopState:
     decisions: list[Decisions] = field(default_factory=list)
     encoders: dict[int, Encoded] = field(default_factory=dict)
     """What the encoder of each round has said last."""
-    coldest: float = 0.0
-    """Temperature of round 0's adapters; that of no later round is lower."""
     eval: EvalSummary = field(default_factory=EvalSummary)
     stop_reason: str = ""
     extra: int = 0

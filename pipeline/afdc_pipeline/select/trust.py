@@ -17,9 +17,9 @@ class Trust:
     Attributes:
         error: share of gold labels that the adapter gets wrong, 0..1; as large a share of the rows falls away, the
             least confident first (STraTA: Vu et al. 2021, arXiv 2109.06270, section 3).
-        precision: wanted mean confidence of the rows that stay, 0..1: of calibrated labellers that is the share of right
-            labels that they expect. At most half of the rows fall away for it: labellers that are sure of nothing would
-            leave no data set.
+        precision: wanted mean confidence of the rows that stay, 0..1: of calibrated labellers that is the share of
+            right labels that they expect. At most half of the rows fall away for it: labellers that are sure of nothing
+            would leave no data set.
     """
 
     error: float = 0.0

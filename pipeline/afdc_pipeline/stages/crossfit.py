@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -20,13 +21,18 @@ from afdc.result import Evaluation
 from afdc_pipeline import metrics, scoring
 from afdc_pipeline.context import JobContext
 from afdc_pipeline.holdout import Fold, cross_folds
-from afdc_pipeline.seams import StageKey
+from afdc_pipeline.pool import Pool
+from afdc_pipeline.seams import FloatArray, StageKey
 from afdc_pipeline.stages.evaluate import evaluate, stored_logprobs
 from afdc_pipeline.stages.grade import grade
 from afdc_pipeline.stages.reading import Scorer, gold_key
+from afdc_pipeline.stages.score import score_pool
 from afdc_pipeline.stages.swap import accept_adapter
 
 WHAT = "out-of-fold"
+CALIBRATION_ROWS = 20_000
+
+_Pair = tuple[FloatArray, FloatArray]
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,8 @@ class CrossFit:
 
     Attributes:
         scorers: the k adapters, without one that failed its verification.
-        temperature: minimises the negative log-likelihood of their labels (Guo et al. 2017), but is not lower than in
-            round 0; 1 for an open task.
+        temperature: minimises the negative log-likelihood of the labels of seeds and of rows of D2 that they did not
+            see (Guo et al. 2017); 1 for an open task.
     """
 
     scorers: tuple[Scorer, ...] = ()
@@ -44,23 +50,29 @@ class CrossFit:
     temperature: float = 1.0
 
 
+@dataclass(frozen=True)
+class Learnt:
+    """Rows of D2: the pool and the decisions that chose them."""
+
+    pool: Pool
+    decided: StageKey
+
+
 async def cross_fit(
     ctx: JobContext,
     round: int,
     name: str,
     train: Callable[[str, int, Fold], Awaitable[str]],
-    trained_on: StageKey | None = None,
-    coldest: float = 0.0,
+    learnt: Learnt | None = None,
 ) -> CrossFit:
     """Train k adapters of a round and score each on its fold.
 
     Args:
-        coldest: lowest temperature. Round 0 is the last whose folds know nothing at all of the seeds left out.
         name: of the round's adapters ("m", "r1"): the k are `name`-f0, `name`-f1 and so on.
         train: trains the adapter of that short name and fold number on a fold's rows; returns its full name.
-        trained_on: the decisions whose rows they are trained on; None for seeds alone.
+        learnt: what they are trained on beside the seeds; None for seeds alone.
     """
-    parts = seed_folds(ctx)
+    parts, trained_on = seed_folds(ctx), learnt.decided if learnt else None
     scorers: list[Scorer] = []
     scored: list[tuple[Fold, Scorer, Evaluation]] = []
     for number, fold in enumerate(parts):
@@ -77,7 +89,8 @@ async def cross_fit(
         return CrossFit(tuple(scorers))
     if ctx.task.is_open:
         return CrossFit(tuple(scorers), _pooled([one for _, _, one in scored]))
-    return _calibrated(ctx, round, tuple(scorers), scored, coldest)
+    soft = await _left_out(ctx, round, scorers, learnt) if learnt else []
+    return _calibrated(ctx, round, tuple(scorers), scored, soft)
 
 
 def seed_folds(ctx: JobContext) -> list[Fold]:
@@ -91,14 +104,40 @@ def _calibrated(
     round: int,
     scorers: tuple[Scorer, ...],
     scored: Sequence[tuple[Fold, Scorer, Evaluation]],
-    coldest: float,
+    soft: Sequence[_Pair],
 ) -> CrossFit:
-    """All folds' scores as one evaluation, at the temperature that fits them."""
+    """All folds' scores of seeds as one evaluation, at the temperature that fits them and the rows of D2."""
     logprobs = np.concatenate([stored_logprobs(ctx, gold_key(round, WHAT, scorer)) for _, scorer, _ in scored])
     gold = np.array(ctx.task.positions(seed.label for fold, _, _ in scored for seed in fold.held))
-    temperature = max(scoring.fit_temperature(logprobs, gold), coldest)
+    rows = np.concatenate([logprobs, *(scores for scores, _ in soft)])
+    wanted = np.concatenate([scoring.one_hot(gold, logprobs.shape[1]), *(targets for _, targets in soft)])
+    temperature = scoring.fit_temperature(rows, wanted)
     found = metrics.evaluate(scoring.normalise(logprobs / temperature), gold)
     return CrossFit(tuple(replace(one, temperature=temperature) for one in scorers), found, temperature)
+
+
+async def _left_out(ctx: JobContext, round: int, scorers: Sequence[Scorer], learnt: Learnt) -> list[_Pair]:
+    """Log-probs and wanted distributions of rows of D2, each by the fold that was trained without it.
+
+    A handful of seeds tells little of how sure is too sure, and those of a later round are told too well. The
+    committee's calibrated distributions of hundreds of texts say more. Some thousand rows are enough.
+    """
+    keys = [await score_pool(ctx, round, learnt.pool, scorer) for scorer in scorers]
+    refs = [{record.index: record.ref for record in ctx.ledger.chunks(key)} for key in keys]
+    found: list[_Pair] = []
+    decided = {record.index: record.ref for record in ctx.ledger.chunks(learnt.decided)}
+    for chunk in learnt.pool.chunks():
+        if chunk.index in decided and sum(len(rows) for rows, _ in found) < CALIBRATION_ROWS:
+            rows = ctx.store.get(decided[chunk.index])
+            found += [_kept(ctx, rows, ctx.store.get(stored[chunk.index])) for stored in refs]
+    return found
+
+
+def _kept(ctx: JobContext, decided: Sequence[dict[str, Any]], scored: Sequence[dict[str, Any]]) -> _Pair:
+    pairs = [(two["logprobs"], one["distribution"]) for one, two in zip(decided, scored, strict=True) if one["keep"]]
+    pairs = [(logprobs, wanted) for logprobs, wanted in pairs if logprobs and wanted]
+    shape = (len(pairs), len(ctx.task.names))
+    return np.array([one for one, _ in pairs]).reshape(shape), np.array([two for _, two in pairs]).reshape(shape)
 
 
 def _pooled(evaluations: Sequence[Evaluation]) -> Evaluation:
