@@ -142,8 +142,8 @@ class SelectConfig(SettingsTable):
         default=0.95,
         ge=0,
         le=1,
-        description="with trust: wanted mean confidence of the data set's rows, the share of right labels that calibrated "
-        "labellers expect; up to half of the rows fall away for it; 0: none; not for open tasks",
+        description="with trust: wanted mean confidence of the data set's rows, the share of right labels that "
+        "calibrated labellers expect; up to half of the rows fall away for it; 0: none; not for open tasks",
     )
     out_of_sample: bool = Field(
         default=True, description="a labeller has no say on a row that it was trained on, where another has one"

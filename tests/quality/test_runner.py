@@ -21,6 +21,7 @@ from benchmarks.quality.encoder import Encoder, Vectors
 from benchmarks.quality.runner import Cell, compute, record_path, stored
 from benchmarks.quality.tasks import DrawSpec, draw_rows, read_folder
 from benchmarks.quality.trainers import SharedTrainer
+from tests.fakes.encoder import FakeEncoder
 from tests.fakes.engine import FakeEngine
 from tests.fakes.trainer import FakeTrainer
 
@@ -61,7 +62,7 @@ async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     engine = CachedEngine(FakeEngine(), answers, options.work / "locks")
     info = await engine.start()
     trainer = SharedTrainer(FakeTrainer(), options.work / "adapters", "code")
-    return Bench(options, engine, info, trainer, LengthEncoder(answers, "cpu"))
+    return Bench(options, engine, info, trainer, LengthEncoder(answers, "cpu"), FakeEncoder(TASK))
 
 
 def calls(bench: Bench) -> list[str]:
