@@ -65,7 +65,7 @@ def test_a_preset_from_any_layer_sets_the_defaults_below_all_layers(tmp_path: Pa
     config = load(tmp_path).config
     assert config == build_config("paper", {"select": {"threshold": 0.8}})
     flags = RunFlags({}, {"--preset": "default"}).layer()
-    assert load(tmp_path, flags).config.select.agreement is True
+    assert load(tmp_path, flags).config.select.agreement is None
 
 
 def test_paths_are_relative_to_their_file(tmp_path: Path) -> None:

@@ -281,7 +281,7 @@ def test_an_adapter_folder_that_is_none(cli: Cli, tmp_path: Path) -> None:
 def test_doctor_reports_json(cli: Cli) -> None:
     code, out, _ = cli("doctor", "--json")
     names = [check["name"] for check in json.loads(out)]
-    assert names == ["python", "packages", "device", "models", "disk", "settings"]
+    assert names == ["python", "packages", "device", "models", "encoder", "disk", "settings"]
     assert code in {0, 6}
 
 

@@ -79,7 +79,8 @@ def test_the_temperature_of_a_round_is_fitted_on_what_was_left_out(tmp_path: Pat
     clear.run()
     assert fits(noisy)["m-f0"].temperature == 1.0
     assert fits(noisy)["m0"].temperature == fits(noisy)["m1"].temperature
-    assert fits(noisy)["r1"].temperature > 1.0 > fits(clear)["r1"].temperature
+    assert fits(noisy)["r1"].temperature > 1.0 > fits(clear)["m0"].temperature
+    assert fits(noisy)["r1"].temperature > fits(clear)["r1"].temperature
 
 
 def test_without_folds_or_with_held_out_seeds_nothing_is_left_out(tmp_path: Path) -> None:

@@ -131,6 +131,8 @@ def test_temperature_is_tame_with_few_rows() -> None:
     assert 0.2 < scoring.fit_temperature(all_right, np.array([0, 1])) <= 1.0
     assert 1.0 <= scoring.fit_temperature(all_right, np.array([1, 0])) < 20.0
     assert scoring.fit_temperature(all_right, np.array([-1, -1])) == 1.0
+    wide = np.random.default_rng(1).normal(0, 4, (500, 3))
+    assert scoring.fit_temperature(wide, scoring.normalise(wide / 2.5)) == pytest.approx(2.5, rel=0.02)
     assert np.isfinite(scoring.fit_temperature(np.array([[-1.0, -np.inf]]), np.array([1])))
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from afdc.config import SelectConfig
 from afdc.presets import build_config
 from afdc_pipeline import scoring
-from afdc_pipeline.select import REASONS, Columns, Reason, hashed_features, select, tie_break
+from afdc_pipeline.select import REASONS, Columns, Reason, Trust, hashed_features, select, tie_break
 from afdc_pipeline.select.balance import balance_cap, rank_in_group
 from afdc_pipeline.select.diversity import farthest_first
 
@@ -229,3 +229,19 @@ def test_a_large_pool_costs_linear_memory_and_little_time() -> None:
     assert chosen.keep.sum() == 100_000
     assert peak < 100 * n, f"{peak / n:.0f} bytes a row"
     assert seconds < 5, f"{seconds:.1f} s"
+
+
+@given(st.integers(0, 1000), st.floats(0, 0.6), st.sampled_from([0.0, 0.6, 0.8, 0.95]))
+def test_the_surest_rows_are_trusted_up_to_the_wanted_precision(seed: int, error: float, precision: float) -> None:
+    columns = draw_columns(seed, 120)
+    free = SelectConfig(**PLAIN, unanimous=False)
+    every = np.flatnonzero(select(columns, free, 4).keep)
+    chosen = select(columns, free, 4, trust=Trust(error, precision))
+    kept, left = np.flatnonzero(chosen.keep), np.flatnonzero(chosen.reason == Reason.NOT_TRUSTED)
+    assert sorted([*kept, *left]) == every.tolist()
+    assert len(kept) <= len(every) - int(error * len(every))
+    assert len(kept) >= min(len(every) - int(error * len(every)), len(every) / 2)
+    if len(kept) > (len(every) + 1) // 2:
+        assert columns.confidence[kept].mean(dtype=float) >= precision - 1e-6
+    if len(kept) and len(left):
+        assert columns.confidence[kept].min() >= columns.confidence[left].max()

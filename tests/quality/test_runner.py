@@ -156,8 +156,8 @@ async def test_a_key_names_what_counts_and_nothing_else(bench: Bench, folder: Pa
 
     assert place() == place(gold=999)
     assert place("gold") != place("gold", gold=999)
-    assert place("seeds-only") == place("seeds-only", overrides={"select": {"balance": False}})
-    assert len({place(), place(shots=3), place(draw=1), place(overrides={"select": {"balance": False}})}) == 4
+    assert place("seeds-only") == place("seeds-only", overrides={"select": {"balance": True}})
+    assert len({place(), place(shots=3), place(draw=1), place(overrides={"select": {"balance": True}})}) == 4
     assert place() != record_path(Cell(folder, SPEC, "default"), replace(options, engine="vllm"))
     (folder / "test.jsonl").write_text('{"text": "one apple", "label": "apple"}\n')
     runner._folder.cache_clear()  # noqa: SLF001,RUF100  # a sweep reads a folder once
