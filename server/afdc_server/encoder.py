@@ -69,17 +69,28 @@ def resolve_encoder(name: str) -> EncoderInfo:
     Raises:
         ModelError: there is none of that name, or it is no encoder that can be loaded.
     """
-    here = packaged_encoder()
-    if not name and here is not None:
-        return _describe(DEFAULT_ENCODER, here)
-    name = name or f"sentence-transformers/{DEFAULT_ENCODER}"
+    here = local_encoder(name)
+    if here is not None:
+        return here
+    hub_id, _, revision = (name or f"sentence-transformers/{DEFAULT_ENCODER}").partition("@")
+    return _describe(hub_id, download(hub_id, revision or None))
+
+
+def local_encoder(name: str) -> EncoderInfo | None:
+    """The encoder `name` as `resolve_encoder` finds it, where nothing has to be fetched for it; else None.
+
+    Raises:
+        ModelError: no such folder and no hub id, or a folder that cannot be used.
+    """
+    packaged = packaged_encoder()
+    if not name:
+        return None if packaged is None else _describe(DEFAULT_ENCODER, packaged)
     folder = user_path(name)
     if folder.is_dir():
         return _describe(str(folder.resolve()), folder.resolve())
-    hub_id, _, revision = name.partition("@")
-    if not HUB_ID.fullmatch(hub_id):
+    if not HUB_ID.fullmatch(name.partition("@")[0]):
         raise ModelError(f"there is no encoder folder {name!r}, and it is not a hub id (owner/name)", remedy=WITHOUT)
-    return _describe(hub_id, download(hub_id, revision or None))
+    return None
 
 
 def packaged_encoder() -> Path | None:

@@ -15,7 +15,7 @@ from afdc.encoding import EncoderFit, EncoderJob, finished_encoding
 from afdc.errors import ModelError, TrainerError
 from afdc.training import TrainRow
 from afdc_pipeline.seams import EncoderInfo
-from afdc_server.encoder import SubprocessEncoder, resolve_encoder
+from afdc_server.encoder import SubprocessEncoder, local_encoder, resolve_encoder
 
 pytestmark = pytest.mark.trainer
 
@@ -78,6 +78,7 @@ async def test_a_failure_says_why(tmp_path: Path, packaged: EncoderInfo) -> None
 def test_an_encoder_that_cannot_be_used_is_refused_before_anything_starts(tmp_path: Path) -> None:
     from afdc_server.packaged import packaged_model
 
+    assert local_encoder("owner/name") is None  # it would have to be fetched
     with pytest.raises(ModelError, match="no encoder folder"):
         resolve_encoder("nowhere")
     with pytest.raises(ModelError, match="cannot read"):

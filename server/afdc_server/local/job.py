@@ -23,7 +23,7 @@ from afdc_pipeline.estimate import Plan
 from afdc_pipeline.loop import run_loop
 from afdc_pipeline.seams import Encoder, EncoderInfo, Engine, Progress, Trainer
 from afdc_server.duplicates import SqliteDuplicateIndex
-from afdc_server.encoder import SubprocessEncoder, resolve_encoder
+from afdc_server.encoder import SubprocessEncoder, local_encoder, resolve_encoder
 from afdc_server.ledger import SqlLedger, open_sqlite
 from afdc_server.local.finish import finish, usage_so_far
 from afdc_server.local.folder import (
@@ -84,24 +84,26 @@ def plan_local(request: RunRequest) -> tuple[Plan, dict[str, Any]]:
     checked = check_request(request)
     device = _devices(request)
     model = local_model(request.config.model, device)
+    needed = needs_encoder(checked, request)
+    encoder = local_encoder(request.config.encoder.model) if needed else None
     if model is not None:
         check_lengths(checked, request, model)
-        check_claim(layout, job_identity(checked, request.config, model, chosen_encoder(checked, request)))
+        if encoder is not None or not needed:
+            check_claim(layout, job_identity(checked, request.config, model, encoder))
     check_writable(layout)
     return plan_request(checked, request.config, device, model), describe_inputs(checked, request.config, device)
 
 
-def chosen_encoder(checked: CheckedRequest, request: RunRequest) -> EncoderInfo | None:
-    """The encoder that labels beside the adapters; None for an open task and where it is switched off.
+def needs_encoder(checked: CheckedRequest, request: RunRequest) -> bool:
+    """Whether an encoder labels beside the adapters: not in an open task, and not where it is switched off.
 
     Raises:
-        ModelError: it cannot be found or fetched.
         UsageError: its device is not here.
     """
     if checked.task.is_open or not request.config.encoder.labeller:
-        return None
+        return False
     detect_device(request.config.encoder.device, "encoder.device")
-    return resolve_encoder(request.config.encoder.model)
+    return True
 
 
 def _devices(request: RunRequest) -> Device:
@@ -120,7 +122,7 @@ def run_local(request: RunRequest, progress: Progress, parts: Parts | None = Non
     check_folder(layout)
     checked = check_request(request)
     model = resolve_model(request.config.model, _devices(request))
-    encoder = chosen_encoder(checked, request)
+    encoder = resolve_encoder(request.config.encoder.model) if needs_encoder(checked, request) else None
     identity = job_identity(checked, request.config, model, encoder)
     check_lengths(checked, request, model)
     with hold_folder(layout):
