@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,10 @@ class InsideTrainer:
     """`afdc_trainer.run.fit` without a process of its own: saves seconds a fit, which is most of a fit on a GPU."""
 
     async def fit(self, job: TrainJob) -> TrainResult:
-        import torch
-
         from afdc_trainer.run import fit
 
-        try:
+        with _deterministic_for_now():
             return fit(job)
-        finally:
-            torch.use_deterministic_algorithms(False)  # the engine's own operations have no deterministic form
 
 
 class InsideEncoder:
@@ -38,14 +36,21 @@ class InsideEncoder:
         self.info = info
 
     async def label(self, job: EncoderJob) -> EncoderResult:
-        import torch
-
         from afdc_trainer.encoder.run import run
 
-        try:
+        with _deterministic_for_now():
             return run(job)
-        finally:
-            torch.use_deterministic_algorithms(False)  # the engine's own operations have no deterministic form
+
+
+@contextmanager
+def _deterministic_for_now() -> Iterator[None]:
+    """Training asks torch for deterministic operations; the engine's own have no such form."""
+    import torch
+
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 class SharedTrainer:

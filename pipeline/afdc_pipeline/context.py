@@ -86,7 +86,7 @@ class JobContext:
     progress: Progress
     meter: Meter
     encoder: Encoder | None = None
-    """None where `encoder.labeller` is off and for open tasks."""
+    """None where `encoder.labeller` is off."""
     clock: Callable[[], float] = time.monotonic
     loaded: dict[str, Path] = field(default_factory=dict)
     """Adapters live in the engine, least recently used first: name -> folder."""
@@ -100,13 +100,17 @@ class JobContext:
         return self.inputs.task
 
     @property
+    def labelling_encoder(self) -> Encoder | None:
+        """The encoder that labels D1; None for an open task, whose answers it cannot give."""
+        return None if self.task.is_open else self.encoder
+
+    @property
     def selecting(self) -> SelectConfig:
         """The settings of selection, `agreement` settled."""
         chosen = self.config.select
         if chosen.agreement is not None:
             return chosen
-        checked = self.encoder is not None and not self.task.is_open
-        return chosen.model_copy(update={"agreement": not checked})
+        return chosen.model_copy(update={"agreement": self.labelling_encoder is None})
 
     @property
     def draws_a_round(self) -> int:

@@ -171,8 +171,8 @@ async def _label(ctx: JobContext, state: LoopState, round: int) -> str:
 
 def _add_encoder(ctx: JobContext, state: LoopState, round: int, previous: Decisions | None) -> None:
     """The round's encoder labels beside the adapters. It learns from the rows that they learnt from."""
-    if ctx.encoder is not None and not ctx.task.is_open:
-        state.labellers.append(encoder_of(ctx, ctx.encoder, round, previous.key if previous else None))
+    if ctx.labelling_encoder is not None:
+        state.labellers.append(encoder_of(ctx, ctx.labelling_encoder, round, previous.key if previous else None))
 
 
 def _drawn_rows(ctx: JobContext, state: LoopState) -> int:
@@ -205,9 +205,9 @@ async def _read_pool(
     ctx: JobContext, state: LoopState, round: int, scorer: Scorer, part: str = "", first: int = 0
 ) -> StageKey:
     """What one labeller says of the pool, from chunk `first` on."""
-    if scorer.view == "encoder" and ctx.encoder is not None:
+    if scorer.view == "encoder" and ctx.labelling_encoder is not None:
         coldest = state.encoders[0].temperature if scorer.born else 0.0
-        found = await encode_pool(ctx, ctx.encoder, round, state.pool, scorer, coldest, part, first)
+        found = await encode_pool(ctx, ctx.labelling_encoder, round, state.pool, scorer, coldest, part, first)
         state.encoders[scorer.born] = found
         return found.key
     label_pool = answer_pool if ctx.task.is_open else score_pool

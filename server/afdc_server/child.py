@@ -11,8 +11,11 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
+from pydantic import ValidationError
+
+from afdc.encoding import EncoderResult
 from afdc.errors import TrainerError
-from afdc.training import PARENT_VARIABLE, SIGNALLED, signal_remedy
+from afdc.training import PARENT_VARIABLE, SIGNALLED, TrainResult, signal_remedy
 from afdc_server.engine.environment import preloaded_libraries
 
 GRACE_S = 5.0
@@ -85,7 +88,18 @@ def signal_of(code: int) -> int | None:
     return number if number in set(signal.Signals) else None
 
 
-def told_by_log(code: int, log: Path, seen: int) -> TrainerError:
+def cause_of(
+    kind: type[TrainResult] | type[EncoderResult], path: Path, code: int, log: Path, seen: int
+) -> TrainerError:
+    """Why a child failed: the reason in its result.json, else what it left in its log behind byte `seen`."""
+    with suppress(FileNotFoundError, ValidationError):
+        result = kind.model_validate_json(path.read_bytes())
+        if result.status == "failed":
+            return TrainerError(result.error, remedy=f"The log is {log}")
+    return _told_by_log(code, log, seen)
+
+
+def _told_by_log(code: int, log: Path, seen: int) -> TrainerError:
     """Why a child ended without a word of its own: the signal or exit code, with what it added to the log."""
     number = signal_of(code)
     lines = log.read_bytes()[seen:].decode("utf-8", "replace").splitlines()[-TAIL_LINES:]

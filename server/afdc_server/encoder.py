@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
-from contextlib import suppress
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from afdc.encoding import EncoderJob, EncoderResult, finished_encoding
 from afdc.errors import ModelError, TrainerError
 from afdc.files import canonical_json, sha256_bytes, user_path, write_json
 from afdc.training import JOB_FILE
 from afdc_pipeline.seams import EncoderInfo
-from afdc_server.child import log_size, run_module, told_by_log
+from afdc_server.child import cause_of, log_size, run_module
 from afdc_server.fingerprint import content_hash
 from afdc_server.models import HUB_ID, download
 
@@ -49,16 +46,8 @@ class SubprocessEncoder:
             code = await run_module("afdc_trainer.encoder", file, log)
             if (done := finished_encoding(job)) is not None:
                 return done
-        cause = _cause(job, code, log, seen)
+        cause = cause_of(EncoderResult, job.result, code, log, seen)
         raise TrainerError(f"encoder {job.name} failed: {cause.message}", remedy=f"{cause.remedy}; or {WITHOUT}")
-
-
-def _cause(job: EncoderJob, code: int, log: Path, seen: int) -> TrainerError:
-    with suppress(FileNotFoundError, ValidationError):
-        result = EncoderResult.model_validate_json(job.result.read_bytes())
-        if result.status == "failed":
-            return TrainerError(result.error, remedy=f"The log is {log}")
-    return told_by_log(code, log, seen)
 
 
 def resolve_encoder(name: str) -> EncoderInfo:

@@ -9,16 +9,13 @@ import asyncio
 import json
 from asyncio.subprocess import Process
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from afdc.errors import TrainerError
 from afdc.files import write_json
 from afdc.training import JOB_FILE, PROGRESS_FILE, TrainJob, TrainResult, published_result
-from afdc_server.child import log_size, run_module, signal_of, told_by_log
+from afdc_server.child import cause_of, log_size, run_module, signal_of
 
 POLL_S = 0.25
 TRIES = 2
@@ -54,7 +51,7 @@ class SubprocessTrainer:
             code = await run_module("afdc_trainer", job.result.parent / JOB_FILE, log, watch)
             if (done := published_result(job)) is not None:
                 return done
-            causes.append(_cause(job, code, log, seen))
+            causes.append(cause_of(TrainResult, job.result, code, log, seen))
             if signal_of(code) is None:
                 break
         raise _failure(job, causes)
@@ -85,15 +82,6 @@ class SubprocessTrainer:
 
 def _prepare(job: TrainJob) -> None:
     write_json(job.result.parent / JOB_FILE, job.model_dump(mode="json"))
-
-
-def _cause(job: TrainJob, code: int, log: Path, seen: int) -> TrainerError:
-    """Why a try ended: the reason in result.json, else what the child left in its log."""
-    with suppress(FileNotFoundError, ValidationError):
-        result = TrainResult.model_validate_json(job.result.read_bytes())
-        if result.status == "failed":
-            return TrainerError(result.error, remedy=f"The log is {log}")
-    return told_by_log(code, log, seen)
 
 
 def _failure(job: TrainJob, causes: Sequence[TrainerError]) -> TrainerError:

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import traceback
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from afdc.errors import AfdcError, TrainerError, UsageError
 from afdc.files import write_json
-from afdc.training import PARENT_VARIABLE, TrainJob, TrainResult, published_result
+from afdc.training import TrainJob, TrainResult, published_result
 from afdc_trainer.launch import FAILURE_VARIABLE, UNFORESEEN, launch, leave_failure
+from afdc_trainer.process import read_job, watch_parent
 
 PROCESSES_VARIABLE = "AFDC_TRAIN_PROCESSES"
 GPU_ROWS = 4
@@ -24,13 +22,8 @@ GPU_ROWS = 4
 
 def main(arguments: list[str]) -> int:
     """Run the job of the given file and return the exit code."""
-    if len(arguments) != 1:
-        print("usage: python -m afdc_trainer job.json", file=sys.stderr)
-        return 2
-    try:
-        job = TrainJob.model_validate_json(Path(arguments[0]).read_bytes())
-    except (OSError, ValidationError) as exc:
-        print(f"{arguments[0]} is not a training job: {exc}", file=sys.stderr)
+    job = read_job(arguments, TrainJob, "afdc_trainer", "a training job")
+    if job is None:
         return 2
     watch_parent()
     if published_result(job) is not None:
@@ -87,24 +80,6 @@ def processes(job: TrainJob) -> int:
     import torch
 
     return max(1, min(torch.cuda.device_count(), job.config.batch_size // GPU_ROWS))
-
-
-def watch_parent() -> None:
-    """End this process when the one that started it ends, even by kill -9: nobody would read the result."""
-    parent = os.environ.get(PARENT_VARIABLE)
-    if parent:
-        threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    import select
-
-    try:
-        handle = os.pidfd_open(parent)
-        select.select([handle], [], [])
-    except ProcessLookupError:
-        pass
-    os._exit(143)
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ def schedule(rows: Sequence[TrainRow], job: TrainJob) -> list[list[int]]:
     for epoch in range(job.epochs):
         rng = np.random.default_rng([job.seed, epoch])
         order = rng.permutation(entries).tolist()
-        steps += list(_batches(paired(order, labels, rng) if labels else order, job.config.batch_size))
+        steps += list(batches(paired(order, labels, rng) if labels else order, job.config.batch_size))
     return steps
 
 
@@ -163,6 +163,7 @@ def paired(order: Sequence[int], labels: Sequence[int | None], rng: np.random.Ge
     return [row for place in rng.permutation(len(pairs)).tolist() for row in pairs[place]]
 
 
-def _batches(order: list[int], size: int) -> Iterator[list[int]]:
+def batches(order: Sequence[int], size: int) -> Iterator[list[int]]:
+    """The order in parts of `size`, the last one shorter."""
     for start in range(0, len(order), size):
-        yield order[start : start + size]
+        yield list(order[start : start + size])

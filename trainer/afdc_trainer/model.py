@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from afdc.config import TrainConfig
+from afdc.config import Device, TrainConfig
 from afdc.errors import ModelError, UsageError
 from afdc.precision import trainer_dtype
 from afdc.prompting import Tokenizer
@@ -19,15 +19,23 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def choose_device(config: TrainConfig, local_rank: int = 0) -> torch.device:
-    """The configured device, or the GPU where there is one.
+    """`pick_device` for `train.device`."""
+    return pick_device(config.device, "train.device", local_rank)
+
+
+def pick_device(wanted: Device, setting: str, local_rank: int = 0) -> torch.device:
+    """The wanted device, or for "auto" the GPU where there is one.
+
+    Args:
+        setting: what to call the wish in a message.
 
     Raises:
         UsageError: a GPU is asked for and torch sees none.
     """
-    if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise UsageError("train.device is cuda and torch sees no GPU", remedy="Set train.device = auto")
+        raise UsageError(f"{setting} is cuda and torch sees no GPU", remedy=f"Set {setting} = auto")
     return torch.device("cuda", local_rank)
 
 

@@ -26,6 +26,7 @@ from afdc_pipeline.select.columns import REASONS, Columns, Selection
 from afdc_pipeline.select.diversity import hashed_features
 from afdc_pipeline.select.selector import EVERY, select
 from afdc_pipeline.select.trust import Trust
+from afdc_pipeline.stages.jury import Jury
 from afdc_pipeline.stages.reading import Scorer
 from afdc_pipeline.stages.runner import StageRun, run_stage
 from afdc_pipeline.stages.score import read_logprobs
@@ -197,27 +198,6 @@ class LabelView:
     def _generated(self) -> Iterator[FloatArray]:
         for chunk in self.pool.chunks():
             yield self._mean(chunk)[self._written_for(chunk) >= 0]
-
-
-class Jury:
-    """Which texts a labeller has a say on: those that it is asked about, and where `select.out_of_sample` is on none
-    that it was trained on.
-
-    A model gives a text the label that it was trained to give; asked about its own rows it confirms them. A fold's
-    adapter is asked about no others than those that it was trained without.
-    """
-
-    def __init__(self, ctx: JobContext, scorer: Scorer) -> None:
-        biased = ctx.config.select.out_of_sample and not scorer.out_of_sample
-        excused = scorer.trained_on if biased else None
-        self._store, self._scorer = ctx.store, scorer
-        self._refs = {c.index: c.ref for c in ctx.ledger.chunks(excused)} if excused else {}
-
-    def votes(self, chunk: PoolChunk, candidates: Sequence[Candidate]) -> NDArray[np.bool_]:
-        """Bool [n]."""
-        if chunk.index not in self._refs:
-            return np.array([self._scorer.asked_about(one) for one in candidates], dtype=np.bool_)
-        return np.array([not row["keep"] for row in self._store.get(self._refs[chunk.index])], dtype=np.bool_)
 
 
 def pool_features(pool: Pool, rows: NDArray[np.int64]) -> NDArray[np.float32]:

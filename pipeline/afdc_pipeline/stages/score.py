@@ -7,6 +7,7 @@ committee is several such stages and no text is scored twice by the same weights
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -33,9 +34,10 @@ async def score_pool(
     """
 
     async def read(candidates: Sequence[Candidate]) -> Rows:
-        asked = [candidate for candidate in candidates if scorer.asked_about(candidate)]
-        found = iter(await read_scores(ctx, [candidate.text for candidate in asked], scorer))
-        return [next(found) if scorer.asked_about(candidate) else dict(UNASKED) for candidate in candidates]
+        asked = [scorer.asked_about(candidate) for candidate in candidates]
+        texts = [candidate.text for candidate in compress(candidates, asked)]
+        found = iter(await read_scores(ctx, texts, scorer))
+        return [next(found) if put else dict(UNASKED) for put in asked]
 
     key = StageKey(round, f"score-{scorer.name}{part}")
     return await read_pool(ctx, key, pool, scorer, read, title="relabel D1", first=first)

@@ -7,26 +7,18 @@ from __future__ import annotations
 
 import sys
 import traceback
-from pathlib import Path
-
-from pydantic import ValidationError
 
 from afdc.encoding import EncoderJob, EncoderResult, finished_encoding
 from afdc.errors import AfdcError
 from afdc.files import write_json
-from afdc_trainer.__main__ import watch_parent
 from afdc_trainer.launch import UNFORESEEN
+from afdc_trainer.process import read_job, watch_parent
 
 
 def main(arguments: list[str]) -> int:
     """Run the job of the given file and return the exit code."""
-    if len(arguments) != 1:
-        print("usage: python -m afdc_trainer.encoder job.json", file=sys.stderr)
-        return 2
-    try:
-        job = EncoderJob.model_validate_json(Path(arguments[0]).read_bytes())
-    except (OSError, ValidationError) as exc:
-        print(f"{arguments[0]} is not an encoder job: {exc}", file=sys.stderr)
+    job = read_job(arguments, EncoderJob, "afdc_trainer.encoder", "an encoder job")
+    if job is None:
         return 2
     watch_parent()
     if finished_encoding(job) is not None:

@@ -21,7 +21,7 @@ from afdc.errors import InputError
 from afdc.files import atomic_writer
 from afdc.training import TrainRow
 from afdc_trainer.contrast import contrastive_loss
-from afdc_trainer.data import paired, top_label
+from afdc_trainer.data import batches, paired, top_label
 from afdc_trainer.encoder.model import SentenceEncoder, Vectors
 
 WARMUP = 0.1
@@ -66,7 +66,7 @@ def read_rows(fit: EncoderFit) -> Rows:
 
 def tune(encoder: SentenceEncoder, rows: Rows, config: EncoderConfig, epochs: int, seed: int) -> None:
     """Contrastive epochs over the rows, in batches shuffled in pairs of a label; linear warm-up and decay."""
-    steps = list(batches(rows, config.batch_size, epochs, seed))
+    steps = list(steps_of(rows, config.batch_size, epochs, seed))
     optimizer = torch.optim.AdamW(encoder.model.parameters(), lr=config.learning_rate, weight_decay=WEIGHT_DECAY)
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, len(steps)))
     encoder.model.train()
@@ -81,13 +81,13 @@ def tune(encoder: SentenceEncoder, rows: Rows, config: EncoderConfig, epochs: in
         rate.step()
 
 
-def batches(rows: Rows, size: int, epochs: int, seed: int) -> Iterator[NDArray[np.int64]]:
+def steps_of(rows: Rows, size: int, epochs: int, seed: int) -> Iterator[NDArray[np.int64]]:
     """Row indices of every optimiser step."""
     entries = np.repeat(np.arange(len(rows.texts)), rows.repeats)
     for epoch in range(epochs):
         rng = np.random.default_rng([seed, epoch])
-        order = np.array(paired(rng.permutation(entries).tolist(), rows.labels.tolist(), rng), dtype=np.int64)
-        yield from (order[start : start + size] for start in range(0, len(order), size))
+        order = paired(rng.permutation(entries).tolist(), rows.labels.tolist(), rng)
+        yield from (np.array(batch, dtype=np.int64) for batch in batches(order, size))
 
 
 def schedule(step: int, steps: int) -> float:

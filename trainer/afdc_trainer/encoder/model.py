@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from afdc.config import EncoderConfig
-from afdc.errors import ModelError, UsageError
+from afdc.errors import ModelError
+from afdc_trainer.data import batches
+from afdc_trainer.model import pick_device
 
 Vectors = NDArray[np.float32]
 
@@ -23,11 +25,15 @@ class SentenceEncoder:
     """One encoder in this process. Every object has weights of its own, as they lie in the folder."""
 
     def __init__(self, folder: Path, config: EncoderConfig) -> None:
-        """Raises ModelError: the folder cannot be loaded."""
+        """Load it.
+
+        Raises:
+            ModelError: the folder cannot be loaded.
+            UsageError: a GPU is asked for and torch sees none.
+        """
         from transformers import AutoModel, AutoTokenizer
 
-        self.device = choose_device(config)
-        self._limit = config.max_tokens
+        self.device = pick_device(config.device, "encoder.device")
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)
@@ -49,19 +55,7 @@ class SentenceEncoder:
         self.model.eval()
         out = np.zeros((len(texts), int(self.model.config.hidden_size)), dtype=np.float32)
         order = sorted(range(len(texts)), key=lambda at: len(texts[at]))
-        for part in _parts(order, READ_BATCH):
+        for part in batches(order, READ_BATCH):
             with torch.inference_mode():
                 out[part] = self.states([texts[at] for at in part]).cpu().numpy()
         return out
-
-
-def choose_device(config: EncoderConfig) -> torch.device:
-    """The configured device, or the GPU where there is one. Raises UsageError: a GPU is asked for, torch sees none."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("encoder.device is cuda and torch sees no GPU", remedy="Set encoder.device = auto")
-    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def _parts(order: Sequence[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(order), size):
-        yield list(order[start : start + size])
