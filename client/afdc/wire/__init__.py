@@ -1,0 +1,1 @@
+"""The service's contract: what goes over HTTP, shared by server, SDK and CLI."""
