@@ -64,7 +64,7 @@ def read_examples(path: Path, task: Task | None = None, *, require_label: bool =
     Raises:
         InputError: anything that cannot be used, the first 20 faults together.
     """
-    check = _ExampleReader(str(path), task, require_label)
+    check = ExampleReader(str(path), task, require_label)
     examples: list[ReadExample] = []
     problems: list[Problem] = []
     for item in read_records(path):
@@ -148,7 +148,7 @@ def read_task(path: Path) -> Task:
     return task.model_copy(update={"labels": labels})
 
 
-class _ExampleReader:
+class ExampleReader:
     """Turns records into examples; knows the file and the labels that may appear."""
 
     def __init__(self, path: str, task: Task | None, require_label: bool) -> None:
@@ -157,6 +157,7 @@ class _ExampleReader:
         self.require_label = require_label
 
     def read(self, record: Record) -> ReadExample | Problem:
+        """The record as an example, or what is wrong with it."""
         fields = record.fields
         unknown = next((key for key in fields if key not in KNOWN_KEYS), None)
         if unknown is not None:

@@ -9,9 +9,7 @@ from pydantic import Field, model_validator
 from afdc.task import Model, Task
 from afdc.wire.common import Reply, Timestamp
 
-ExportFormat = Literal[
-    "jsonl", "parquet", "csv", "hf", "messages", "prompt_completion", "alpaca", "labelstudio"
-]
+ExportFormat = Literal["jsonl", "parquet", "csv", "hf", "messages", "prompt_completion", "alpaca", "labelstudio"]
 EXPORT_FORMATS: tuple[str, ...] = get_args(ExportFormat)
 Split = Literal["default", "rejected"]
 ReviewFilter = Literal["needed", "done"]

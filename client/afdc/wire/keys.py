@@ -35,4 +35,4 @@ class Key(Reply):
 class NewKey(Key):
     """The only time that the whole key is shown."""
 
-    key: str
+    key: str = Field(repr=False)

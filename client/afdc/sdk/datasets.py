@@ -1,0 +1,195 @@
+"""`client.datasets`: look at a data set, download it, review its rows."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, TypedDict, Unpack, cast
+
+from afdc.sdk.core import Call, Params, checked, get, no_body, post, reply_as, route
+from afdc.sdk.downloads import EXPORT_PATIENCE_S, download_export, download_folder
+from afdc.sdk.faces import Face, S, feed, operation
+from afdc.sdk.frames import Table, cache_folder, read_datasets, read_pandas, table_pattern
+from afdc.sdk.paging import items
+from afdc.sdk.render import dataset_html
+from afdc.sdk.sending import Sender, send
+from afdc.wire.datasets import Dataset, ExportFormat, Review, ReviewFilter, ReviewsCreate, Row, Split
+
+
+class RowFilters(TypedDict, total=False):
+    """What `rows` can be narrowed down by; all that are given must hold."""
+
+    split: Split
+    label: str
+    source: str
+    reason: str
+    min_confidence: float
+    max_confidence: float
+    review: ReviewFilter
+    q: str
+
+
+class Datasets(Face[S]):
+    """Data sets that jobs have made. A data set never changes; a review makes a new version with an id of its own."""
+
+    @operation
+    async def get(self, id: str) -> DatasetHandle[S]:
+        """One data set."""
+        return DatasetHandle(self._sender, await read_dataset(self._sender, id))
+
+    @feed
+    def rows(self, id: str, *, limit: int | None = None, **filters: Unpack[RowFilters]) -> AsyncIterator[Row]:
+        """Rows, each with its story; pages are fetched as they are needed.
+
+        Args:
+            limit: at most so many.
+            filters: split ("default", or "rejected" for what was left out), label, source, reason (why it was kept or
+                left out), min_confidence and max_confidence (0..1), review ("needed" or "done"), q (words of the text).
+        """
+        return iter_rows(self._sender, id, filters, limit)
+
+    @operation
+    async def download(self, id: str, folder: str | Path, *, include: str = "*") -> Path:
+        """Download the files into `folder`; returns it. Called again, it goes on where it was cut off.
+
+        Args:
+            include: shell pattern of the paths that are wanted, such as "data/*".
+
+        Raises:
+            DownloadError: a file whose SHA-256 is not the listed one, or whose path leaves the folder.
+            StorageError: the disk cannot be written.
+        """
+        return await download_dataset(self._sender, await read_dataset(self._sender, id), folder, include)
+
+    @operation
+    async def export(self, id: str, format: ExportFormat, path: str | Path) -> Path:
+        """Write the rows in another format to `path`; returns it.
+
+        Raises:
+            StorageError: the disk cannot be written.
+        """
+        return await download_export(self._sender, export_call(id, format), path)
+
+    @operation
+    async def reviews(
+        self, id: str, reviews: Iterable[Review | Mapping[str, Any]], *, reviewer: str = ""
+    ) -> DatasetHandle[S]:
+        """Say what is right: the new version of the data set, in which the reviews are.
+
+        Args:
+            reviews: `{"row": id, "decision": "accept" | "reject" | "relabel", "label": the right one}`.
+        """
+        return DatasetHandle(self._sender, await send_reviews(self._sender, id, reviews, reviewer))
+
+    @operation
+    async def to_datasets(self, id: str, *, table: Table = "default", folder: str | Path | None = None) -> Any:
+        """The table as a `datasets.Dataset`.
+
+        Args:
+            table: default (every column), messages, prompt_completion or rejected.
+            folder: where the files are kept; default: the cache, since a data set does not change.
+
+        Raises:
+            UsageError: the package `datasets` is not installed.
+        """
+        return await load_datasets(self._sender, await read_dataset(self._sender, id), table, folder)
+
+    @operation
+    async def to_pandas(self, id: str, *, table: Table = "default", folder: str | Path | None = None) -> Any:
+        """The table as a `pandas.DataFrame`; arguments as in `to_datasets`.
+
+        Raises:
+            UsageError: pandas or pyarrow is not installed.
+        """
+        return await load_pandas(self._sender, await read_dataset(self._sender, id), table, folder)
+
+
+class DatasetHandle(Face[S]):
+    """One data set: `dataset` is what the server says of it."""
+
+    def __init__(self, sender: S, dataset: Dataset) -> None:
+        super().__init__(sender)
+        self.dataset = dataset
+
+    @property
+    def id(self) -> str:
+        return self.dataset.id
+
+    @feed
+    def rows(self, *, limit: int | None = None, **filters: Unpack[RowFilters]) -> AsyncIterator[Row]:
+        """As `Datasets.rows`."""
+        return iter_rows(self._sender, self.id, filters, limit)
+
+    @operation
+    async def download(self, folder: str | Path, *, include: str = "*") -> Path:
+        """As `Datasets.download`."""
+        return await download_dataset(self._sender, self.dataset, folder, include)
+
+    @operation
+    async def export(self, format: ExportFormat, path: str | Path) -> Path:
+        """As `Datasets.export`."""
+        return await download_export(self._sender, export_call(self.id, format), path)
+
+    @operation
+    async def reviews(self, reviews: Iterable[Review | Mapping[str, Any]], *, reviewer: str = "") -> DatasetHandle[S]:
+        """As `Datasets.reviews`."""
+        return DatasetHandle(self._sender, await send_reviews(self._sender, self.id, reviews, reviewer))
+
+    @operation
+    async def to_datasets(self, *, table: Table = "default", folder: str | Path | None = None) -> Any:
+        """As `Datasets.to_datasets`."""
+        return await load_datasets(self._sender, self.dataset, table, folder)
+
+    @operation
+    async def to_pandas(self, *, table: Table = "default", folder: str | Path | None = None) -> Any:
+        """As `Datasets.to_pandas`."""
+        return await load_pandas(self._sender, self.dataset, table, folder)
+
+    def __repr__(self) -> str:
+        return f"<DatasetHandle {self.id}: {self.dataset.rows:,} rows, version {self.dataset.version}>"
+
+    def _repr_html_(self) -> str:
+        return dataset_html(self.dataset)
+
+
+async def read_dataset(sender: Sender, id: str) -> Dataset:
+    """`GET /datasets/{id}`."""
+    return await send(sender, get(reply_as(Dataset), route("datasets", id)))
+
+
+def iter_rows(sender: Sender, id: str, filters: RowFilters, limit: int | None) -> AsyncIterator[Row]:
+    """`GET /datasets/{id}/rows`, all pages."""
+    return items(sender, Row, route("datasets", id, "rows"), cast(Params, filters), limit=limit)
+
+
+async def download_dataset(sender: Sender, dataset: Dataset, folder: str | Path, include: str = "*") -> Path:
+    """Download its files."""
+    return await download_folder(sender, route("datasets", dataset.id), dataset.files, folder, include)
+
+
+def export_call(id: str, format: ExportFormat) -> Call[None]:
+    """`GET /datasets/{id}/export`."""
+    path = route("datasets", id, "export")
+    headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
+    return get(no_body, path, {"format": format}, headers=headers, patience_s=EXPORT_PATIENCE_S)
+
+
+async def send_reviews(
+    sender: Sender, id: str, reviews: Iterable[Review | Mapping[str, Any]], reviewer: str
+) -> Dataset:
+    """`POST /datasets/{id}/reviews`. Not repeated after a lost reply: each makes a version."""
+    body = checked(ReviewsCreate, reviews=list(reviews), reviewer=reviewer)
+    return await send(sender, post(reply_as(Dataset), route("datasets", id, "reviews"), body))
+
+
+async def load_datasets(sender: Sender, dataset: Dataset, table: Table, folder: str | Path | None) -> Any:
+    """Download and read with `datasets`."""
+    root = await download_dataset(sender, dataset, folder or cache_folder(dataset.id), table_pattern(table))
+    return await sender.offload(partial(read_datasets, root, table))
+
+
+async def load_pandas(sender: Sender, dataset: Dataset, table: Table, folder: str | Path | None) -> Any:
+    """Download and read with pandas."""
+    root = await download_dataset(sender, dataset, folder or cache_folder(dataset.id), table_pattern(table))
+    return await sender.offload(partial(read_pandas, root, table))

@@ -1,0 +1,61 @@
+"""Downloaded Parquet as a `datasets.Dataset` or a `pandas.DataFrame`; the packages are imported when needed."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from afdc.errors import UsageError
+from afdc.sdk.exceptions import NotReadyError
+
+Table = Literal["default", "messages", "prompt_completion", "rejected"]
+
+
+def table_pattern(table: Table) -> str:
+    """The files of a table: the configurations that the card of the data set names."""
+    return f"{'data' if table == 'default' else table}/*.parquet"
+
+
+def cache_folder(id: str) -> Path:
+    """Where the files of a data set are kept: under AFDC_CACHE, by default the user's cache folder."""
+    base = os.environ.get("AFDC_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "afdc")
+    return Path(base).expanduser() / "datasets" / id
+
+
+def read_datasets(folder: Path, table: Table) -> Any:
+    """A `datasets.Dataset`.
+
+    Raises:
+        UsageError: the package is not installed.
+        NotReadyError: the data set has no such rows.
+    """
+    dataset: Any = _package("datasets").Dataset
+    return dataset.from_parquet([str(path) for path in _files(folder, table)])
+
+
+def read_pandas(folder: Path, table: Table) -> Any:
+    """A `pandas.DataFrame`.
+
+    Raises:
+        UsageError: pandas or pyarrow is not installed.
+        NotReadyError: the data set has no such rows.
+    """
+    pandas: Any = _package("pandas")
+    _package("pyarrow")
+    return pandas.concat([pandas.read_parquet(path) for path in _files(folder, table)], ignore_index=True)
+
+
+def _files(folder: Path, table: Table) -> list[Path]:
+    found = sorted(folder.glob(table_pattern(table)))
+    if not found:
+        raise NotReadyError(f"the data set in {folder} has no table {table!r}")
+    return found
+
+
+def _package(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as exc:
+        raise UsageError(f"this needs the Python package {exc.name!r}", remedy=f"pip install {name}") from exc
