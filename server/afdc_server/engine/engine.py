@@ -20,6 +20,7 @@ from afdc_pipeline.seams import EngineInfo, EngineUsage, FloatArray, Generated, 
 from afdc_server.engine.adapters import AdapterTable, LiveAdapter, check_files, check_probes, check_template
 from afdc_server.engine.backend import AdapterSlot, Backend
 from afdc_server.engine.limits import WeightedLimit
+from afdc_server.engine.metering import charge
 from afdc_server.engine.patience import within
 from afdc_server.engine.reading import FEW_READS, read_labels
 from afdc_server.engine.settings import EngineSettings
@@ -289,6 +290,7 @@ class SupervisedEngine:
         await self._supervisor.reclaim(lambda b: b.reclaim_device())
 
     def _count(self, prompt: int, completion: int, cached: int) -> None:
+        charge(prompt, completion, cached)
         have = self._usage
         self._usage = replace(
             have,

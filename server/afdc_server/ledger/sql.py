@@ -1,8 +1,7 @@
 """Ledger over SQLAlchemy Core.
 
-SQLite runs in WAL mode with synchronous=FULL, and every write transaction begins IMMEDIATE, so that it waits for the
-lock instead of failing half-way. Each writer holds a fence number: opening a job raises it, and a commit under an older
-number is refused, so a process that was frozen and replaced publishes nothing.
+Each writer holds a fence number: opening a job raises it, and a commit under an older number is refused, so a process
+that was frozen and replaced publishes nothing. Writers of one job take turns (`afdc_server.db.open`).
 """
 
 from __future__ import annotations
@@ -14,15 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Select, Table, create_engine, event, func, insert, select, update
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy import Connection, Engine, Select, Table, insert, select, update
 
-from afdc.errors import ConflictError, StorageError
+from afdc.errors import ConflictError
 from afdc_pipeline.seams import ChunkRecord, StageKey
-from afdc_server.ledger.schema import chunks, events, jobs, metadata, stages, values
-
-BUSY_TIMEOUT_S = 30.0
-READ_ONLY = "afdc_read_only"
+from afdc_server.db.open import READ_ONLY, open_sqlite_file, translated
+from afdc_server.ledger.events import append_event, lock_job, read_events
+from afdc_server.ledger.schema import chunks, jobs, metadata, stages, values
 
 
 def open_sqlite(path: Path) -> Engine:
@@ -31,37 +28,10 @@ def open_sqlite(path: Path) -> Engine:
     Raises:
         StorageError: the file cannot be opened or is not a database.
     """
+    engine = open_sqlite_file(path)
     with translated("opened"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT_S})
-        event.listen(engine, "connect", _set_pragmas)
-        event.listen(engine, "begin", _begin_immediate)
         metadata.create_all(engine)
     return engine
-
-
-def _set_pragmas(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # the driver must not begin transactions by itself: "begin" below does
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={int(BUSY_TIMEOUT_S * 1000)}"):
-        connection.execute(f"PRAGMA {pragma}").close()
-
-
-def _begin_immediate(connection: Connection) -> None:
-    """Writers queue for the lock at once; readers of a WAL database need none."""
-    reads = connection.get_execution_options().get(READ_ONLY)
-    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
-
-
-@contextmanager
-def translated(what: str) -> Iterator[None]:
-    """Name what a damaged, locked or full database raises."""
-    try:
-        yield
-    except (DatabaseError, OSError) as exc:
-        reason = exc.orig if isinstance(exc, DatabaseError) else exc
-        raise StorageError(
-            f"the ledger cannot be {what}: {reason}", remedy="Check the folder's rights, free space and ledger.db"
-        ) from exc
 
 
 class SqlLedger:
@@ -96,7 +66,7 @@ class SqlLedger:
 
     def commit_chunk(self, key: StageKey, inputs: str, chunk: ChunkRecord) -> None:
         """See `Ledger.commit_chunk`."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.execute(
                 insert(chunks).values(
                     job=self.job,
@@ -114,7 +84,7 @@ class SqlLedger:
         self, key: StageKey, inputs: str, result: Mapping[str, Any], seconds: float, counters: Mapping[str, float]
     ) -> None:
         """See `Ledger.commit_stage`."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.execute(
                 insert(stages).values(
                     job=self.job,
@@ -127,7 +97,8 @@ class SqlLedger:
                     finished_at=time.time(),
                 )
             )
-            self._append(connection, "stage_finished", {"round": key.round, "stage": key.stage, "seconds": seconds})
+            told = {"round": key.round, "stage": key.stage, "seconds": seconds}
+            append_event(connection, self.job, "stage_finished", told)
 
     def seconds(self) -> dict[tuple[int, str], float]:
         """See `Ledger.seconds`."""
@@ -146,14 +117,13 @@ class SqlLedger:
 
     def add_event(self, kind: str, payload: Mapping[str, Any]) -> int:
         """See `Ledger.add_event`."""
-        with self._transaction() as connection:
-            return self._append(connection, kind, payload)
+        with self.transaction() as connection:
+            return append_event(connection, self.job, kind, payload)
 
     def events(self, after: int = 0) -> list[tuple[int, str, dict[str, Any]]]:
         """Events with an id above `after`: (id, kind, payload), ids gapless from 1."""
-        query = select(events).where(events.c.job == self.job, events.c.id > after).order_by(events.c.id)
         with self._reading() as connection:
-            return [(row.id, row.kind, row.payload) for row in connection.execute(query)]
+            return [(found.id, found.kind, dict(found.payload)) for found in read_events(connection, self.job, after)]
 
     def get_value(self, key: str) -> Any:
         """A value of the job, or None."""
@@ -162,32 +132,30 @@ class SqlLedger:
 
     def set_value(self, key: str, value: Any) -> None:
         """Set a value of the job (JSON-able)."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             where = (values.c.job == self.job, values.c.key == key)
             if connection.execute(update(values).where(*where).values(value=value)).rowcount == 0:
                 connection.execute(insert(values).values(job=self.job, key=key, value=value))
 
-    def _append(self, connection: Connection, kind: str, payload: Mapping[str, Any]) -> int:
-        last = connection.execute(select(func.max(events.c.id)).where(events.c.job == self.job)).scalar()
-        number = int(last or 0) + 1
-        row = {"job": self.job, "id": number, "kind": kind, "payload": dict(payload), "at": time.time()}
-        connection.execute(insert(events).values(row))
-        return number
-
     def _take_fence(self) -> int:
         with translated("written"), self._engine.begin() as connection:
-            fence = connection.execute(select(jobs.c.fence).where(jobs.c.job == self.job)).scalar()
+            fence = lock_job(connection, self.job)
             if fence is None:
                 connection.execute(insert(jobs).values(job=self.job, fence=1, created_at=time.time()))
                 return 1
             connection.execute(update(jobs).where(jobs.c.job == self.job).values(fence=fence + 1))
-            return int(fence) + 1
+            return fence + 1
 
     @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
+    def transaction(self) -> Iterator[Connection]:
+        """A transaction of this holder, for what has to be committed together with the ledger's own rows.
+
+        Raises:
+            ConflictError: another process has opened the job since; nothing is written.
+            StorageError: the database cannot be written.
+        """
         with translated("written"), self._engine.begin() as connection:
-            current = connection.execute(select(jobs.c.fence).where(jobs.c.job == self.job)).scalar()
-            if current != self._fence:
+            if lock_job(connection, self.job) != self._fence:
                 raise ConflictError(
                     f"another process has taken over job {self.job}", remedy="Nothing was written; end this process"
                 )

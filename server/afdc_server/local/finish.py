@@ -62,7 +62,7 @@ def finish(ctx: JobContext, state: LoopState, config: RunConfig, model: ModelRef
     )
     write_report(ctx.layout.report, result, seen.facts(**report_facts(ctx, state, filtered)))
     write_json(ctx.layout.result, result.model_dump(mode="json"))
-    ctx.ledger.add_event("job_finished", {"status": "succeeded"})
+    ctx.ledger.add_event("results_written", {"rows": summary.rows})
     return result
 
 

@@ -45,15 +45,21 @@ WALL_SECONDS = "wall_seconds"
 EngineFactory = Callable[[ModelRef, "RunRequest", RunLayout], Engine]
 TrainerFactory = Callable[[RunLayout, Progress], Trainer]
 EncoderFactory = Callable[[EncoderInfo, RunLayout], Encoder]
+LedgerFactory = Callable[[RunLayout, str], SqlLedger]
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The heavy parts of a run, made only once every check has passed."""
+    """The heavy parts of a run, made only once every check has passed.
+
+    `rounds` makes the list that the loop appends each finished round to.
+    """
 
     engine: EngineFactory
     trainer: TrainerFactory
     encoder: EncoderFactory = lambda info, layout: SubprocessEncoder(info, layout.logs)
+    ledger: LedgerFactory = lambda layout, job: SqlLedger(open_sqlite(layout.ledger), job)
+    rounds: Callable[[], list[RoundResult]] = list
 
 
 def real_parts() -> Parts:
@@ -168,10 +174,10 @@ class LocalJob:
         """Start the engine, run the loop, write the results; always close what was started."""
         started = time.monotonic()
         _cancel_on_sigterm()
-        ledger = SqlLedger(open_sqlite(self.layout.ledger), self.job)
+        ledger = self.parts.ledger(self.layout, self.job)
         before = float(ledger.get_value(WALL_SECONDS) or 0.0)
         engine = self.parts.engine(self.model, self.request, self.layout)
-        rounds: list[RoundResult] = []
+        rounds = self.parts.rounds()
 
         def wall() -> float:
             return before + time.monotonic() - started

@@ -1,0 +1,106 @@
+"""Tenants and keys in the database."""
+
+from __future__ import annotations
+
+import hmac
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, insert, select, update
+
+from afdc_server.accounts.keys import MAX_KEY_CHARS, PREFIX, digest, hint, new_key
+from afdc_server.db.schema import api_keys, tenants
+from afdc_server.service.ids import KEY, new_id
+
+DEFAULT_TENANT = "default"
+USED_EVERY_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: every query of theirs names the tenant."""
+
+    tenant: str
+    key: str
+    scopes: frozenset[str]
+
+    def may(self, scope: str) -> bool:
+        """Whether the key has the scope; admin has all, and jobs includes read."""
+        return scope in self.scopes or "admin" in self.scopes or (scope == "read" and "jobs" in self.scopes)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredKey:
+    id: str
+    tenant: str
+    name: str
+    hint: str
+    scopes: tuple[str, ...]
+    created_at: float
+    last_used_at: float | None
+    revoked_at: float | None
+
+
+def ensure_tenant(connection: Connection, tenant: str) -> None:
+    """Make the tenant where there is none of this name."""
+    if connection.execute(select(tenants.c.id).where(tenants.c.id == tenant)).first() is None:
+        connection.execute(insert(tenants).values(id=tenant, limits={}, created_at=time.time()))
+
+
+def create_key(
+    connection: Connection, secret: bytes, tenant: str, scopes: Sequence[str], name: str = ""
+) -> tuple[StoredKey, str]:
+    """Make a key for the tenant. Returns what is stored, and the key, which is never seen again."""
+    ensure_tenant(connection, tenant)
+    key = new_key()
+    row = {
+        "id": new_id(KEY),
+        "tenant": tenant,
+        "name": name,
+        "hint": hint(key),
+        "digest": digest(secret, key),
+        "scopes": list(scopes),
+        "created_at": time.time(),
+    }
+    connection.execute(insert(api_keys).values(row))
+    stored = {name: row[name] for name in ("id", "tenant", "name", "hint", "created_at")}
+    return StoredKey(**stored, scopes=tuple(scopes), last_used_at=None, revoked_at=None), key  # type: ignore[arg-type]  # a dict of mixed values
+
+
+def find_caller(connection: Connection, secret: bytes, key: str) -> tuple[Caller, bool] | None:
+    """Whose key this is, and whether its time of use is due to be noted; None for unknown and revoked ones."""
+    if not key.startswith(PREFIX) or len(key) > MAX_KEY_CHARS:
+        return None
+    wanted = digest(secret, key)
+    row = connection.execute(select(api_keys).where(api_keys.c.digest == wanted)).first()
+    if row is None or row.revoked_at is not None or not hmac.compare_digest(row.digest, wanted):
+        return None
+    is_due = row.last_used_at is None or time.time() - row.last_used_at > USED_EVERY_S
+    return Caller(row.tenant, row.id, frozenset(row.scopes)), is_due
+
+
+def note_use(connection: Connection, key: str) -> None:
+    """Remember when the key of this id was used."""
+    connection.execute(update(api_keys).where(api_keys.c.id == key).values(last_used_at=time.time()))
+
+
+def list_keys(connection: Connection, tenant: str | None) -> list[StoredKey]:
+    """Keys of a tenant, or of all, newest first."""
+    query = select(api_keys).order_by(api_keys.c.id.desc())
+    if tenant is not None:
+        query = query.where(api_keys.c.tenant == tenant)
+    columns = ("id", "tenant", "name", "hint", "created_at", "last_used_at", "revoked_at")
+    return [
+        StoredKey(**{name: getattr(row, name) for name in columns}, scopes=tuple(row.scopes))
+        for row in connection.execute(query)
+    ]
+
+
+def revoke_key(connection: Connection, key: str, tenant: str | None) -> bool:
+    """Make a key useless from now on. False: there is none of this id (in this tenant)."""
+    where = [api_keys.c.id == key, *([api_keys.c.tenant == tenant] if tenant is not None else [])]
+    found = connection.execute(select(api_keys.c.revoked_at).where(*where)).first()
+    if found is not None and found.revoked_at is None:
+        connection.execute(update(api_keys).where(*where).values(revoked_at=time.time()))
+    return found is not None

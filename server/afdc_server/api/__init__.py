@@ -1,0 +1,1 @@
+"""The REST surface: one router a resource, and what they share."""

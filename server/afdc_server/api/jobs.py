@@ -1,0 +1,273 @@
+"""`/jobs`: create, look at, steer."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import shutil
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Header, Query, Response
+from sqlalchemy import select
+from starlette.concurrency import run_in_threadpool
+
+from afdc.errors import ConflictError
+from afdc.result import RoundResult
+from afdc.wire.common import Deleted, Page
+from afdc.wire.jobs import (
+    TERMINAL,
+    Checkpoint,
+    Checkpoints,
+    Estimate,
+    Job,
+    JobCreate,
+    JobRetry,
+    JobRounds,
+    JobStatus,
+    Preview,
+)
+from afdc_server.accounts.store import Caller
+from afdc_server.api.deps import Held, JobsCaller, Paged, ReadCaller
+from afdc_server.api.idempotency import Key, Once, in_flight, keep_reply, stored_reply
+from afdc_server.api.openapi import problems
+from afdc_server.api.paging import fetch, make_page
+from afdc_server.db.schema import adapters, service_jobs
+from afdc_server.jobs import store
+from afdc_server.jobs.intake import check_job, enqueue, plan_job
+from afdc_server.jobs.preview import preview_job
+from afdc_server.jobs.progress import ROUNDS
+from afdc_server.jobs.remove import delete_job
+from afdc_server.jobs.states import Action
+from afdc_server.jobs.wire import etag, to_estimate, to_wire
+from afdc_server.ledger.schema import values as job_values
+from afdc_server.service.services import Services
+
+router = APIRouter(tags=["jobs"])
+MAX_WAIT_S = 60
+EXAMPLE = {"seeds": "seed_0190b6f0c0de7000a000000000000001", "settings": {"loop": {"rounds": 1}}, "name": "intents"}
+Body = JobCreate
+
+
+@router.post(
+    "/jobs",
+    status_code=202,
+    response_model=Job,
+    summary="Start a job",
+    responses=problems(400, 401, 403, 404, 409, 413, 422, 429, 503),
+)
+def create_job(wanted: Body, services: Held, caller: JobsCaller, key: Key = None) -> Response:
+    """Checked whole, then queued. With an Idempotency-Key a repeat gets the same job."""
+    once = Once.of(caller.tenant, key, "POST /jobs", wanted.model_dump(mode="json"))
+    return _create(services, caller, wanted, once, None)
+
+
+def _create(services: Services, caller: Caller, wanted: JobCreate, once: Once, parent: str | None) -> Response:
+    with in_flight.hold(once):
+        with services.db.read() as connection:
+            if (reply := stored_reply(connection, once)) is not None:
+                return reply
+        config, _ = check_job(services, caller.tenant, wanted)
+        with services.db.write() as connection:
+            row = enqueue(connection, services, caller.tenant, wanted, config, parent)
+            reply = keep_reply(connection, once, 202, to_wire(row).model_dump_json(), f"/v1/jobs/{row.id}")
+    services.runner.wake()
+    return reply
+
+
+@router.post(
+    "/jobs/estimate", summary="What a job would cost", responses=problems(400, 401, 403, 404, 413, 422, 429, 503)
+)
+def estimate_job(wanted: Body, services: Held, caller: ReadCaller) -> Estimate:
+    """Tokens, seconds and texts. Nothing is stored or generated."""
+    return to_estimate(plan_job(services, caller.tenant, wanted))
+
+
+@router.post("/jobs/preview", summary="A few rows of a job", responses=problems(400, 401, 403, 404, 413, 422, 429, 503))
+async def preview(
+    wanted: Body,
+    services: Held,
+    caller: JobsCaller,
+    rows: Annotated[int, Query(ge=1, le=20, description="texts to generate")] = 10,
+) -> Preview:
+    """Up to 20 texts as the job would write them, judged by the base model, each with the reason why it is in or out.
+
+    Nothing is stored.
+    """
+    config, inputs = await run_in_threadpool(check_job, services, caller.tenant, wanted)
+    return await preview_job(services, config, inputs, rows)
+
+
+@router.get("/jobs", summary="List jobs, newest first", responses=problems(401, 403, 422, 429))
+def list_jobs(
+    services: Held,
+    caller: ReadCaller,
+    page: Paged,
+    status: Annotated[JobStatus | None, Query(description="only those in this state")] = None,
+) -> Page[Job]:
+    query = select(service_jobs).where(service_jobs.c.tenant == caller.tenant)
+    if status is not None:
+        query = query.where(service_jobs.c.status == status)
+    with services.db.read() as connection:
+        rows = fetch(connection, query, service_jobs, page)
+    return make_page([to_wire(row) for row in rows], [row.id for row in rows], page.limit)
+
+
+@router.get(
+    "/jobs/{id}",
+    response_model=Job,
+    summary="A job",
+    responses={304: {"description": "Not Modified"}, **problems(401, 403, 404, 422, 429)},
+)
+async def get_job(
+    id: str,
+    services: Held,
+    caller: ReadCaller,
+    wait: Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="seconds to wait for a change")] = 0,
+    if_none_match: Annotated[str | None, Header(description="ETag of the version that is known")] = None,
+) -> Response:
+    """With `wait` the reply comes when the job is another than `If-None-Match`, at its end, or when time is up."""
+    row = await _await_change(services, caller.tenant, id, wait, if_none_match)
+    headers = {"ETag": etag(row)}
+    if if_none_match == etag(row):
+        return Response(status_code=304, headers=headers)
+    return Response(to_wire(row).model_dump_json(), 200, headers, "application/json")
+
+
+async def _await_change(services: Services, tenant: str, id: str, wait: float, known: str | None) -> store.JobRow:
+    row = await run_in_threadpool(_read, services, tenant, id)
+    if not wait:
+        return row
+    known = known or etag(row)
+    loop = asyncio.get_running_loop()
+    end = loop.time() + wait
+    with services.hub.watch(id) as channel:
+        while etag(row) == known and row.status not in TERMINAL and (left := end - loop.time()) > 0:
+            wake = channel.wake
+            row = await run_in_threadpool(_read, services, tenant, id)
+            if etag(row) != known:
+                break
+            try:
+                await asyncio.wait_for(wake.wait(), min(left, 2.0))
+            except TimeoutError:
+                continue
+    return row
+
+
+def _read(services: Services, tenant: str, id: str) -> store.JobRow:
+    with services.db.read() as connection:
+        return store.get(connection, tenant, id)
+
+
+def _steer(services: Services, tenant: str, id: str, action: Action) -> Job:
+    with services.db.write() as connection:
+        store.get(connection, tenant, id)
+        store.act(connection, id, action)
+        row = store.get(connection, tenant, id)
+    services.hub.notify(id)
+    services.runner.wake()
+    return to_wire(row)
+
+
+STEERING = problems(401, 403, 404, 409, 429, 503)
+
+
+@router.post("/jobs/{id}/cancel", summary="Stop a job for good", responses=STEERING)
+def cancel_job(id: str, services: Held, caller: JobsCaller) -> Job:
+    """Its finished rounds stay; `retry` goes on from there."""
+    return _steer(services, caller.tenant, id, "cancel")
+
+
+@router.post("/jobs/{id}/pause", summary="Stop a job for now", responses=STEERING)
+def pause_job(id: str, services: Held, caller: JobsCaller) -> Job:
+    """It lets go of the engine at its next safe point, and keeps everything finished."""
+    return _steer(services, caller.tenant, id, "pause")
+
+
+@router.post("/jobs/{id}/resume", summary="Go on with a paused job", responses=STEERING)
+def resume_job(id: str, services: Held, caller: JobsCaller) -> Job:
+    return _steer(services, caller.tenant, id, "resume")
+
+
+@router.post(
+    "/jobs/{id}/retry", response_model=Job, summary="Try again", responses=problems(401, 403, 404, 409, 422, 429, 503)
+)
+def retry_job(id: str, services: Held, caller: JobsCaller, wanted: JobRetry | None = None, key: Key = None) -> Response:
+    """A failed, cancelled or expired job goes on from where it stopped. With `reviews` it becomes a new job (202)."""
+    if wanted is None or not wanted.reviews:
+        return Response(_steer(services, caller.tenant, id, "retry").model_dump_json(), 200, None, "application/json")
+    with services.db.read() as connection:
+        row = store.get(connection, caller.tenant, id)
+    before = JobCreate.model_validate(row.request)
+    reviews = list(dict.fromkeys([*before.reviews, *wanted.reviews]))
+    once = Once.of(caller.tenant, key, f"POST /jobs/{id}/retry", wanted.model_dump(mode="json"))
+    return _create(services, caller, before.model_copy(update={"reviews": reviews}), once, id)
+
+
+@router.delete("/jobs/{id}", summary="Delete a job", responses=problems(401, 403, 404, 409, 429, 503))
+def remove_job(id: str, services: Held, caller: JobsCaller) -> Deleted:
+    """With its data sets and adapters. 409 while it is not at its end: cancel it first."""
+    with services.db.write() as connection:
+        row = store.get(connection, caller.tenant, id)
+        if row.status not in TERMINAL:
+            raise ConflictError(f"job {id} is {row.status}", remedy="Cancel it first")
+        locations = delete_job(connection, caller.tenant, id)
+    for location in locations:
+        services.artifacts.delete(location)
+    shutil.rmtree(services.settings.work / id, ignore_errors=True)
+    return Deleted(id=id)
+
+
+@router.get("/jobs/{id}/rounds", summary="Its finished rounds", responses=problems(401, 403, 404, 429))
+def get_rounds(id: str, services: Held, caller: ReadCaller) -> JobRounds:
+    return JobRounds(data=_rounds(services, caller.tenant, id))
+
+
+def _rounds(services: Services, tenant: str, id: str) -> list[RoundResult]:
+    with services.db.read() as connection:
+        store.get(connection, tenant, id)
+        query = select(job_values.c.value).where(job_values.c.job == id, job_values.c.key == ROUNDS)
+        found = connection.execute(query).scalar()
+    return [RoundResult.model_validate(one) for one in found or []]
+
+
+METRICS = ("round", "candidates", "selected", "flip_rate", "agreement", "mean_confidence")
+
+
+@router.get(
+    "/jobs/{id}/metrics",
+    response_model=list[dict[str, Any]],
+    summary="Numbers by round, flat",
+    responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}, **problems(401, 403, 404, 422, 429)},
+)
+def get_metrics(
+    id: str, services: Held, caller: ReadCaller, format: Annotated[Literal["json", "csv"], Query()] = "json"
+) -> Any:
+    """One line a round: counts, flips, agreement, accuracy on held-out gold and on the gold set."""
+    rows = [_flat(result) for result in _rounds(services, caller.tenant, id)]
+    if format == "json":
+        return rows
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(_flat(RoundResult(round=0, candidates=0, selected=0))), lineterminator="\r\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return Response(text.getvalue(), media_type="text/csv")
+
+
+def _flat(result: RoundResult) -> dict[str, Any]:
+    flat: dict[str, Any] = {name: getattr(result, name) for name in METRICS}
+    for name in ("holdout", "encoder", "eval"):
+        found = getattr(result, name)
+        for metric in ("accuracy", "macro_f1", "ece"):
+            flat[f"{name}_{metric}"] = getattr(found, metric) if found is not None else None
+    return {**flat, "activated": result.activated, "seconds": round(sum(result.seconds.values()), 3)}
+
+
+@router.get("/jobs/{id}/checkpoints", summary="Adapters of its rounds", responses=problems(401, 403, 404, 429))
+def get_checkpoints(id: str, services: Held, caller: ReadCaller) -> Checkpoints:
+    with services.db.read() as connection:
+        store.get(connection, caller.tenant, id)
+        where = (adapters.c.job == id, adapters.c.tenant == caller.tenant)
+        rows = connection.execute(select(adapters).where(*where).order_by(adapters.c.round, adapters.c.id)).all()
+    names = ("id", "name", "round", "activated", "final", "created_at")
+    return Checkpoints(data=[Checkpoint(**{name: getattr(row, name) for name in names}) for row in rows])

@@ -1,0 +1,152 @@
+"""Finished files: folders in a local directory or in any store that fsspec knows (s3://, gs://, …).
+
+A folder is published whole: its files first, then the database says that it is there. Nothing in it changes afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, cast
+
+from fsspec.core import url_to_fs
+
+from afdc.errors import InputError, StorageError, UsageError
+from afdc.files import atomic_writer, publish_folder, sha256_file
+from afdc.wire.datasets import StoredFile
+
+PIECE_BYTES = 1 << 20
+
+
+class ArtifactStore:
+    """Folders under one URL. `cache` holds local copies of what lies elsewhere."""
+
+    def __init__(self, url: str, cache: Path) -> None:
+        """Raises UsageError: a URL of a kind that is not installed or not known."""
+        try:
+            fs, root = url_to_fs(url)
+        except (ValueError, ImportError) as exc:
+            raise UsageError(
+                f"the artifact store {url} cannot be used: {exc}", remedy="Use file://… or s3://…"
+            ) from exc
+        self._fs: Any = fs
+        self._root = str(root).rstrip("/")
+        self._cache = cache
+        self.is_local = "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
+
+    def check(self) -> None:
+        """See that the store can be written. Raises StorageError."""
+        with _translated(self._root):
+            self._fs.makedirs(self._root, exist_ok=True)
+            probe = f"{self._root}/.probe-{os.getpid()}"
+            self._fs.pipe_file(probe, b"afdc")
+            self._fs.rm_file(probe)
+
+    def publish(self, folder: Path, location: str) -> list[StoredFile]:
+        """Put every file of a local folder under `location`. Doing it twice leaves the same.
+
+        Raises:
+            StorageError: the store cannot be written.
+        """
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        listed = [
+            StoredFile(path=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=sha256_file(path))
+            for path in files
+        ]
+        with _translated(location):
+            if self.is_local:
+                self._copy(folder, Path(self._path(location)))
+            else:
+                for path, stored in zip(files, listed, strict=True):
+                    self._fs.put_file(str(path), f"{self._path(location)}/{stored.path}")
+        return listed
+
+    def _copy(self, folder: Path, target: Path) -> None:
+        temporary = target.with_name(f".{target.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(folder, temporary)
+        publish_folder(temporary, target)
+
+    def local(self, location: str, file: StoredFile) -> Path:
+        """A path on this machine with the file's content: the file itself, or a copy that was checked.
+
+        Raises:
+            StorageError: it cannot be read, or is not what was stored.
+        """
+        if self.is_local:
+            return Path(self._path(location)) / inside(file.path)
+        kept = self._cache / file.sha256[:2] / file.sha256
+        if not kept.exists():
+            with self.open(location, file.path) as source, atomic_writer(kept) as target:
+                shutil.copyfileobj(source, target, PIECE_BYTES)
+        if sha256_file(kept) != file.sha256:
+            kept.unlink()
+            raise StorageError(f"{location}/{file.path} is damaged: its content does not match its hash")
+        return kept
+
+    def local_folder(self, location: str, files: list[StoredFile], target: Path) -> Path:
+        """A folder on this machine with all the files; `target` is made where they lie elsewhere."""
+        if self.is_local:
+            return Path(self._path(location))
+        if not target.exists():
+            temporary = target.with_name(f".{target.name}.tmp")
+            shutil.rmtree(temporary, ignore_errors=True)
+            for file in files:
+                place = temporary / inside(file.path)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(self.local(location, file), place)
+            publish_folder(temporary, target)
+        return target
+
+    def open(self, location: str, path: str, start: int = 0) -> BinaryIO:
+        """A stored file from byte `start` on. Raises StorageError where it cannot be read."""
+        with _translated(f"{location}/{path}"):
+            stream = self._fs.open(f"{self._path(location)}/{inside(path)}", "rb")
+            stream.seek(start)
+        return cast(BinaryIO, stream)
+
+    def pieces(self, location: str, path: str, start: int, length: int) -> Iterator[bytes]:
+        """`length` bytes from `start` on, a MiB at a time."""
+        with self.open(location, path, start) as stream:
+            while length > 0 and (piece := stream.read(min(PIECE_BYTES, length))):
+                length -= len(piece)
+                yield piece
+
+    def delete(self, location: str) -> None:
+        """Remove a folder; one that is not there is fine. Raises StorageError."""
+        with _translated(location):
+            if self._fs.exists(self._path(location)):
+                self._fs.rm(self._path(location), recursive=True)
+
+    def _path(self, location: str) -> str:
+        return f"{self._root}/{inside(location)}"
+
+
+def inside(path: str) -> PurePosixPath:
+    """A relative path that stays below where it starts.
+
+    Raises:
+        InputError: an absolute path, one with `..`, or one with characters that no file of ours has.
+    """
+    parsed = PurePosixPath(path)
+    if parsed.is_absolute() or ".." in parsed.parts or not parsed.parts or "\0" in path or "\\" in path:
+        raise InputError(f"{path[:80]!r} is no path inside a folder", remedy="Use a path that the listing names")
+    return parsed
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    """Name what the store's library raises."""
+    try:
+        yield
+    except Exception as exc:
+        if not isinstance(exc, OSError) and not type(exc).__module__.startswith("botocore"):
+            raise
+        reason = getattr(exc, "strerror", None) or str(exc)
+        raise StorageError(
+            f"the artifact store failed at {what}: {reason}", remedy="Free space, or check the store's rights"
+        ) from exc

@@ -1,0 +1,1 @@
+"""The database: SQLite in a file by default, PostgreSQL by URL."""

@@ -1,0 +1,133 @@
+"""Tells those who watch a job that something has happened, and keeps its latest events at hand.
+
+Watchers hold no queue: each has a number, the last event it has seen, and reads what is new from a ring that all
+watchers of the job share, or from the database when it is far behind. One task polls for all jobs that are watched, so
+that what another process wrote is seen too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from sqlalchemy import func, select
+from starlette.concurrency import run_in_threadpool
+
+from afdc_server.db.database import Database
+from afdc_server.ledger.events import StoredEvent, read_events
+from afdc_server.ledger.schema import events
+
+POLL_S = 2.0
+RING = 256
+PAGE = 200
+IDS_A_QUERY = 500
+
+
+@dataclass
+class Channel:
+    """A watched job: its ring of events without a gap, who watches, and what they wait on."""
+
+    ring: deque[StoredEvent] = field(default_factory=lambda: deque(maxlen=RING))
+    watchers: int = 0
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    reading: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class EventHub:
+    """Lives on the API's loop; `notify` may be called from any thread."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._channels: dict[str, Channel] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._polling: asyncio.Task[None] | None = None
+        self.closing = False
+
+    def start(self) -> None:
+        """Begin to poll, on the running loop."""
+        self._loop = asyncio.get_running_loop()
+        self._polling = asyncio.create_task(self._poll())
+
+    async def stop(self) -> None:
+        """End polling and wake every watcher, who then sees that it is over."""
+        self.closing = True
+        if self._polling is not None:
+            self._polling.cancel()
+            await asyncio.gather(self._polling, return_exceptions=True)
+        self._wake_all()
+
+    def close_streams(self) -> None:
+        """Let every watcher see that it is over. May be called from any thread or a signal handler."""
+        self.closing = True
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._wake_all)
+
+    def _wake_all(self) -> None:
+        for job in list(self._channels):
+            self._wake(job)
+
+    @property
+    def watchers(self) -> int:
+        """Open watches, over all jobs."""
+        return sum(channel.watchers for channel in self._channels.values())
+
+    def notify(self, job: str) -> None:
+        """Something of the job was committed."""
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._wake, job)
+
+    def _wake(self, job: str) -> None:
+        channel = self._channels.get(job)
+        if channel is not None:
+            channel.wake.set()
+            channel.wake = asyncio.Event()
+
+    @contextmanager
+    def watch(self, job: str) -> Iterator[Channel]:
+        """Be woken when the job moves. Take `channel.wake` before looking, then wait on it."""
+        channel = self._channels.setdefault(job, Channel())
+        channel.watchers += 1
+        try:
+            yield channel
+        finally:
+            channel.watchers -= 1
+            if not channel.watchers:
+                self._channels.pop(job, None)
+
+    async def read(self, channel: Channel, job: str, after: int) -> Sequence[StoredEvent]:
+        """Events behind `after`, at most a page; all watchers that wait for the same ones share one query."""
+        async with channel.reading:
+            ring = channel.ring
+            if not ring or after < ring[0].id - 1:
+                found = await run_in_threadpool(self._query, job, after)
+                if not ring:
+                    ring.extend(found)
+                return found
+            if after >= ring[-1].id:
+                ring.extend(await run_in_threadpool(self._query, job, ring[-1].id))
+        return [event for event in ring if event.id > after][:PAGE]
+
+    def _query(self, job: str, after: int) -> list[StoredEvent]:
+        with self._db.read() as connection:
+            return read_events(connection, job, after, PAGE)
+
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_S)
+            watched = {job: channel.ring[-1].id for job, channel in self._channels.items() if channel.ring}
+            for job, last in (await run_in_threadpool(self._last_ids, list(watched))).items():
+                if last > watched[job]:
+                    self._wake(job)
+
+    def _last_ids(self, jobs: Sequence[str]) -> dict[str, int]:
+        found: dict[str, int] = {}
+        with self._db.read() as connection:
+            for start in range(0, len(jobs), IDS_A_QUERY):
+                part = jobs[start : start + IDS_A_QUERY]
+                query = select(events.c.job, func.max(events.c.id)).where(events.c.job.in_(part)).group_by(events.c.job)
+                found.update({row[0]: row[1] for row in connection.execute(query)})
+        return found

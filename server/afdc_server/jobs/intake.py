@@ -1,0 +1,124 @@
+"""From a request to a queued job: checked as far as that costs nothing, within the limits, in one transaction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from sqlalchemy import Connection, func, select
+
+from afdc.config import RunConfig
+from afdc.presets import config_hash
+from afdc.wire.jobs import TERMINAL, JobCreate
+from afdc_pipeline.estimate import Plan
+from afdc_server.db.schema import service_jobs
+from afdc_server.jobs import store
+from afdc_server.jobs.request import JobInputs, check_fit, check_written, find_inputs, resolve_config, write_inputs
+from afdc_server.local.plan import plan_request
+from afdc_server.local.request import CheckedRequest, RunRequest
+from afdc_server.models import ModelRef
+from afdc_server.service.errors import BusyError, TooManyError
+from afdc_server.service.ids import JOB, new_id
+from afdc_server.service.services import Services
+
+CHECKED_TEXTS = 20_000
+RETRY_S = 30.0
+
+
+def check_job(services: Services, tenant: str, wanted: JobCreate) -> tuple[RunConfig, JobInputs]:
+    """Everything about a job that can be refused before it costs anything.
+
+    Raises:
+        AfdcError: what is wrong with the request, in the words of the API.
+    """
+    info = services.engine.host.info
+    config = resolve_config(wanted, info.model, services.settings.engine)
+    with services.db.read() as connection:
+        inputs = find_inputs(connection, tenant, wanted)
+    check_fit(inputs, config, services.settings.limits)
+    with TemporaryDirectory(prefix="afdc-check-") as folder:
+        checked_files(services, inputs, config, Path(folder))
+    return config, inputs
+
+
+def checked_files(
+    services: Services, inputs: JobInputs, config: RunConfig, folder: Path
+) -> tuple[RunRequest, CheckedRequest]:
+    """The inputs as files, checked as `afdc run` checks them: seeds, gold, leaks of one into the other, lengths."""
+    few_texts = inputs.texts is None or inputs.texts.report.rows <= CHECKED_TEXTS
+    used = inputs if few_texts else JobInputs(inputs.seeds, inputs.gold, None, inputs.reviewed)
+    request = write_inputs(folder / "inputs", used, services.artifacts, config)
+    checked = check_written(request)
+    services.runner.bench.check_lengths(checked, request, services.runner.bench.model())
+    return request, checked
+
+
+def plan_job(services: Services, tenant: str, wanted: JobCreate) -> Plan:
+    """What a job would do and cost."""
+    config = resolve_config(wanted, services.engine.host.info.model, services.settings.engine)
+    with services.db.read() as connection:
+        inputs = find_inputs(connection, tenant, wanted)
+    check_fit(inputs, config, services.settings.limits)
+    with TemporaryDirectory(prefix="afdc-plan-") as folder:
+        _, checked = checked_files(services, inputs, config, Path(folder))
+    model: ModelRef = services.runner.bench.model()
+    device = "cuda" if services.engine.host.info.device.startswith("cuda") else "cpu"
+    return plan_request(checked, config, device, model)  # type: ignore[arg-type]  # one of the two devices
+
+
+def enqueue(
+    connection: Connection,
+    services: Services,
+    tenant: str,
+    wanted: JobCreate,
+    config: RunConfig,
+    parent: str | None = None,
+) -> store.JobRow:
+    """Put a checked job into the queue, if there is room in it.
+
+    Raises:
+        TooManyError: the tenant has too many jobs, or has spent its tokens. BusyError: the queue is full.
+    """
+    _check_room(connection, services, tenant)
+    info = services.engine.host.info
+    id = new_id(JOB)
+    values: dict[str, Any] = {
+        "id": id,
+        "tenant": tenant,
+        "name": wanted.name,
+        "request": wanted.model_dump(mode="json"),
+        "config": config.model_dump(mode="json"),
+        "config_hash": config_hash(config),
+        "parent": parent,
+        "model": info.model,
+        "model_revision": info.model_revision,
+        "engine": info.version,
+    }
+    store.create(connection, values)
+    return store.get(connection, tenant, id)
+
+
+def _check_room(connection: Connection, services: Services, tenant: str) -> None:
+    limits = services.settings.limits
+    unfinished = service_jobs.c.status.not_in(sorted(TERMINAL))
+    count = select(func.count()).select_from(service_jobs)
+    mine = connection.execute(count.where(unfinished, service_jobs.c.tenant == tenant)).scalar_one()
+    if mine >= limits.tenant_jobs:
+        raise TooManyError(
+            f"{mine} jobs are not at their end", remedy="Wait for one, or cancel it", retry_after_s=RETRY_S
+        )
+    queued = connection.execute(count.where(service_jobs.c.status == "queued")).scalar_one()
+    if queued >= limits.queued_jobs:
+        raise BusyError("the server's queue is full", remedy="Try again later", retry_after_s=RETRY_S)
+    if limits.tenant_tokens is not None:
+        spent = _tokens(connection, tenant)
+        if spent >= limits.tenant_tokens:
+            raise TooManyError(
+                f"{spent:,} tokens are spent, and {limits.tenant_tokens:,} are allowed", remedy="Ask the operator"
+            )
+
+
+def _tokens(connection: Connection, tenant: str) -> int:
+    usages = connection.execute(select(service_jobs.c.usage).where(service_jobs.c.tenant == tenant)).scalars()
+    return sum(int(one.get("prompt_tokens", 0)) + int(one.get("completion_tokens", 0)) for one in usages)

@@ -1,0 +1,23 @@
+"""Forget a job with everything that it made."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, delete, select
+
+from afdc_server.db.schema import adapters, datasets, reviews, service_jobs
+from afdc_server.ledger import schema as ledger
+
+
+def delete_job(connection: Connection, tenant: str, job: str) -> list[str]:
+    """Remove its rows from every table. Returns the artifact folders, which the caller removes after the commit."""
+    made = select(datasets.c.id).where(datasets.c.job == job, datasets.c.tenant == tenant)
+    connection.execute(delete(reviews).where(reviews.c.dataset.in_(made)))
+    locations: list[str] = []
+    for table in (datasets, adapters):
+        where = (table.c.job == job, table.c.tenant == tenant)
+        locations += connection.execute(select(table.c.location).where(*where)).scalars()
+        connection.execute(delete(table).where(*where))
+    for table in ledger.metadata.sorted_tables:
+        connection.execute(delete(table).where(table.c.job == job))
+    connection.execute(delete(service_jobs).where(service_jobs.c.id == job, service_jobs.c.tenant == tenant))
+    return locations

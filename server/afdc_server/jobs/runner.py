@@ -1,0 +1,187 @@
+"""Who runs next: claims queued jobs, keeps their leases, stops them on request, takes over what others left.
+
+One thread. The database is the only truth: what the API writes there is seen at the next turn, at once after `wake`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from sqlalchemy import ColumnElement, Connection, select, update
+
+from afdc.errors import AfdcError
+from afdc_server.db.schema import service_jobs
+from afdc_server.jobs import store
+from afdc_server.jobs.states import ACTIVE, STOPPING
+from afdc_server.jobs.work import Bench, JobThread
+from afdc_server.service.settings import ServerSettings
+
+TURN_S = 1.0
+DAY_S = 86_400.0
+log = structlog.get_logger("afdc.runner")
+
+
+class Runner:
+    """The job queue of one server process. `worker` is its name in the leases: instance and process."""
+
+    def __init__(self, bench: Bench, settings: ServerSettings, instance: str, told: Callable[[str], None]) -> None:
+        self.bench = bench
+        self._db = bench.db
+        self._settings = settings
+        self._instance = instance
+        self._told = told
+        self.worker = f"{instance}:{time.time_ns():x}"
+        self._running: dict[str, JobThread] = {}
+        self._lock = threading.Lock()
+        self._turn = threading.Condition()
+        self._woken = False
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="afdc-runner", daemon=True)
+
+    def start(self) -> None:
+        """Take back what an earlier process of this instance left, and begin."""
+        self._release_own()
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Look at the database now."""
+        with self._turn:
+            self._woken = True
+            self._turn.notify_all()
+
+    @property
+    def running(self) -> int:
+        """Jobs under way in this process."""
+        with self._lock:
+            return len(self._running)
+
+    def close(self, timeout_s: float) -> None:
+        """Stop every job at its next safe point, give the leases back and end. Jobs go back into the queue."""
+        self._closing = True
+        self.wake()
+        end = time.monotonic() + timeout_s
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+        with self._lock:
+            left = list(self._running.values())
+        for one in left:
+            one.stop()
+        for one in left:
+            one.join(max(0.0, end - time.monotonic()))
+
+    def _run(self) -> None:
+        while not self._closing:
+            try:
+                self._take_turn()
+            except AfdcError as exc:  # the database is away: jobs go on, and the next turn tries again
+                log.warning("turn failed", error=str(exc))
+            with self._turn:
+                if not self._woken:
+                    self._turn.wait(TURN_S)
+                self._woken = False
+
+    def _take_turn(self) -> None:
+        self._renew()
+        self._take_over()
+        self._stop_wanted()
+        while not self._closing and self.running < self._settings.running_jobs and self._claim():
+            pass
+
+    def _renew(self) -> None:
+        """Say that this process lives. A job that is not ours any more is stopped: its fence has gone up."""
+        with self._lock:
+            mine = list(self._running)
+        if not mine:
+            return
+        with self._db.write() as connection:
+            where = (service_jobs.c.id.in_(mine), service_jobs.c.worker == self.worker)
+            until = time.time() + self._settings.lease_s
+            connection.execute(update(service_jobs).where(*where).values(lease_until=until))
+            ours = set(connection.execute(select(service_jobs.c.id).where(*where)).scalars())
+        self._stop({job for job in mine if job not in ours})
+
+    def _release_own(self) -> None:
+        """Whoever ran jobs under this instance's name before is dead: the instance's folder is locked by us."""
+        self._release(service_jobs.c.worker.like(f"{self._instance}:%"))
+
+    def _take_over(self) -> None:
+        """Give jobs whose lease has run out back to the queue, and let forgotten ones expire."""
+        self._release(service_jobs.c.lease_until < time.time())
+        limit = time.time() - self._settings.paused_days * DAY_S
+        old = (service_jobs.c.status == "paused", service_jobs.c.updated_at < limit)
+        with self._db.read() as connection:
+            expired = list(connection.execute(select(service_jobs.c.id).where(*old)).scalars())
+        for job in expired:
+            with self._db.write() as connection:
+                store.act(connection, job, "expire")
+            self._told(job)
+
+    def _release(self, condition: ColumnElement[bool]) -> None:
+        query = select(service_jobs.c.id).where(service_jobs.c.status.in_(sorted(ACTIVE)), condition)
+        with self._db.read() as connection:
+            lost = list(connection.execute(query).scalars())
+        for job in lost:
+            with self._lock:
+                if job in self._running:
+                    continue  # our own thread still lives: its lease is late, not lost
+            with self._db.write() as connection:
+                if connection.execute(query.where(service_jobs.c.id == job)).first() is not None:
+                    store.act(connection, job, "release")
+            self._told(job)
+
+    def _stop_wanted(self) -> None:
+        with self._lock:
+            mine = list(self._running)
+        if not mine:
+            return
+        query = select(service_jobs.c.id).where(
+            service_jobs.c.id.in_(mine), service_jobs.c.status.in_(sorted(STOPPING))
+        )
+        with self._db.read() as connection:
+            wanted = set(connection.execute(query).scalars())
+        self._stop(wanted)
+
+    def _stop(self, jobs: set[str]) -> None:
+        with self._lock:
+            threads = [self._running[job] for job in jobs if job in self._running]
+        for one in threads:
+            one.stop()
+
+    def _claim(self) -> bool:
+        """Start the job whose turn it is. False: there is none."""
+        with self._db.write() as connection:
+            job = self._next(connection)
+            if job is None:
+                return False
+            lease: dict[str, Any] = {"worker": self.worker, "lease_until": time.time() + self._settings.lease_s}
+            row = store.find(connection, job)
+            assert row is not None  # noqa: S101 - `_next` has just read it
+            started = row.started_at or time.time()
+            store.act(connection, job, "claim", attempt=row.attempt + 1, started_at=started, **lease)
+        self._told(job)
+        running = JobThread(self.bench, row, self._told, self._on_end)
+        with self._lock:
+            self._running[job] = running
+        running.start()
+        return True
+
+    def _next(self, connection: Connection) -> str | None:
+        """The oldest job of the tenant that has the fewest under way: nobody waits behind one tenant's many."""
+        query = select(service_jobs.c.id, service_jobs.c.tenant, service_jobs.c.status).where(
+            service_jobs.c.status.in_(["queued", *sorted(ACTIVE)])
+        )
+        rows = connection.execute(query.order_by(service_jobs.c.id).with_for_update()).all()
+        busy = Counter(row.tenant for row in rows if row.status in ACTIVE)
+        waiting = [row for row in rows if row.status == "queued"]
+        may = [row for row in waiting if busy[row.tenant] < self._settings.limits.tenant_running]
+        return min(may, key=lambda row: (busy[row.tenant], row.id)).id if may else None
+
+    def _on_end(self, job: str) -> None:
+        with self._lock:
+            self._running.pop(job, None)
+        self.wake()

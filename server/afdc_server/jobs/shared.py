@@ -1,0 +1,164 @@
+"""The Engine seam for one job, over the engine that all jobs share."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from afdc.adapter import AdapterManifest
+from afdc.task import Task
+from afdc_pipeline.seams import EngineInfo, EngineUsage, Generated, GenerateRequest, Health, Scores
+from afdc_server.engine.metering import Tally, current_tally
+from afdc_server.jobs.host import EngineHost
+from afdc_server.jobs.pool import AdapterPool
+
+
+@dataclass
+class SharedEngine:
+    """The engine with what its users share: adapter slots, and whose turn it is on the trainer's device."""
+
+    host: EngineHost
+    slots: int
+    _pool: AdapterPool | None = field(default=None, init=False)
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
+
+    @property
+    def pool(self) -> AdapterPool:
+        """The adapters; used on the engine's loop. Raises EngineDiedError before the engine has started."""
+        if self._pool is None:
+            self._pool = AdapterPool(self.host.engine, self.slots)
+        return self._pool
+
+    @property
+    def turn(self) -> asyncio.Lock:
+        """Held by the job that trains; the others queue in order. Used on the engine's loop."""
+        return self._turn
+
+
+class JobEngine:
+    """Implements `afdc_pipeline.seams.Engine`. Its caller's loop is another than the engine's.
+
+    What a job asks for is counted for this job alone, and its adapters leave the engine with it.
+    """
+
+    def __init__(self, shared: SharedEngine) -> None:
+        self._shared = shared
+        self._host = shared.host
+        self._tally = Tally()
+        self._names: set[str] = set()
+        self._has_turn = False
+        self._busy_s = 0.0
+        self._active = 0
+        self._since = 0.0
+
+    async def start(self) -> EngineInfo:
+        return self._host.info
+
+    async def close(self) -> None:
+        """Give back the device and the adapters' slots."""
+        await self._host.run(self._leave())
+
+    async def _leave(self) -> None:
+        if self._has_turn:
+            await self._reclaim()
+        for name in self._names:
+            await self._shared.pool.remove(name)
+        self._names.clear()
+
+    async def generate(self, requests: Sequence[GenerateRequest], task: Task | None = None) -> AsyncIterator[Generated]:
+        async for item in self._host.stream(lambda: self._generate(requests, task)):
+            yield item
+
+    async def _generate(self, requests: Sequence[GenerateRequest], task: Task | None) -> AsyncIterator[Generated]:
+        with self._metered():
+            async with self._shared.pool.hold({request.adapter for request in requests}):
+                async for item in self._host.engine.generate(requests, task):
+                    yield item
+
+    async def score(self, texts: Sequence[str], task: Task, adapter: str | None = None) -> Scores:
+        return await self._host.run(self._score(texts, task, adapter))
+
+    async def _score(self, texts: Sequence[str], task: Task, adapter: str | None) -> Scores:
+        with self._metered():
+            async with self._shared.pool.hold({adapter}):
+                return await self._host.engine.score(texts, task, adapter)
+
+    async def load_adapter(self, folder: Path) -> AdapterManifest:
+        self._names.add(folder.name)
+        return await self._host.run(self._add(folder))
+
+    async def _add(self, folder: Path) -> AdapterManifest:
+        with self._metered():
+            return await self._shared.pool.add(folder)
+
+    async def unload_adapter(self, name: str) -> None:
+        self._names.discard(name)
+        await self._host.run(self._remove(name))
+
+    async def _remove(self, name: str) -> None:
+        await self._shared.pool.remove(name)
+
+    async def health(self) -> Health:
+        return await self._host.run(self._host.engine.health())
+
+    async def lend_device(self) -> None:
+        """Wait for the turn to train, then make room on the device."""
+        await self._host.run(self._lend())
+
+    async def _lend(self) -> None:
+        await self._shared.turn.acquire()
+        self._has_turn = True
+        try:
+            await self._host.engine.lend_device()
+        except BaseException:
+            self._end_turn()
+            raise
+
+    async def reclaim_device(self) -> None:
+        await self._host.run(self._reclaim())
+
+    async def _reclaim(self) -> None:
+        if not self._has_turn:
+            return
+        try:
+            await self._host.engine.reclaim_device()
+        finally:
+            self._end_turn()
+
+    def _end_turn(self) -> None:
+        self._has_turn = False
+        self._shared.turn.release()
+
+    def template_hash(self, task: Task) -> str:
+        async def ask() -> str:
+            return self._host.engine.template_hash(task)
+
+        return self._host.submit(ask()).result()
+
+    def usage(self) -> EngineUsage:
+        """What this job has used. `busy_seconds`: time in which it had requests in the engine."""
+        running = time.monotonic() - self._since if self._active else 0.0
+        return EngineUsage(
+            prompt_tokens=self._tally.prompt_tokens,
+            completion_tokens=self._tally.completion_tokens,
+            cached_tokens=self._tally.cached_tokens,
+            busy_seconds=self._busy_s + running,
+        )
+
+    @contextmanager
+    def _metered(self) -> Iterator[None]:
+        """Count what the block starts. On the engine's loop, in a task that does nothing else."""
+        current_tally.set(self._tally)
+        if not self._active:
+            self._since = time.monotonic()
+        self._active += 1
+        try:
+            yield
+        finally:
+            self._active -= 1
+            if not self._active:
+                self._busy_s += time.monotonic() - self._since

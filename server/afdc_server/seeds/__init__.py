@@ -1,0 +1,1 @@
+"""Seed sets: reading, checking, storing."""

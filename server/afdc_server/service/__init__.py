@@ -1,0 +1,1 @@
+"""The service: settings, start-up, and the process that holds engine, job runner and API."""

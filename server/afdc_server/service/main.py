@@ -1,0 +1,128 @@
+"""`afdc-server`: the command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="afdc-server",
+    help="AFDC as a service: an engine, a job runner and an HTTP API in one process.",
+    epilog="Settings: flag > AFDC_SERVICE_* variable > ./afdc-server.toml > default. See docs/service.md.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+Data = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Folder of everything that is kept.")]
+Database = Annotated[str | None, typer.Option("--database-url", metavar="URL", help="postgresql://…; default: SQLite.")]
+Config = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Settings (TOML).")]
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0: any free one.")] = None,
+    data: Data = None,
+    database_url: Database = None,
+    artifacts: Annotated[str | None, typer.Option(metavar="URL", help="s3://… or file://…")] = None,
+    model: Annotated[str | None, typer.Option(metavar="M", help="Base model: a folder or a hub id.")] = None,
+    config: Config = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="engine.* and limits.*; repeatable.")
+    ] = None,
+) -> None:
+    """Start the server."""
+    if context.invoked_subcommand is not None:
+        return
+    flags = {
+        "host": host,
+        "port": port,
+        "data": data,
+        "database_url": database_url,
+        "artifacts": artifacts,
+        "model": model,
+    }
+    _settle(flags, set_ or [], config, _serve)
+
+
+def _settle(flags: dict[str, Any], assignments: list[str], config: Path | None, body: Any) -> None:
+    """Load the settings and run `body`; an error of ours is one line and an exit code."""
+    from afdc.errors import AfdcError
+    from afdc.settings import set_layer
+    from afdc_server.service.settings import load_settings
+
+    try:
+        given = {name: value for name, value in flags.items() if value is not None}
+        body(load_settings({**set_layer(assignments).values, **given}, config))
+    except AfdcError as exc:
+        typer.echo(f"afdc-server: {exc}", err=True)
+        raise typer.Exit(exc.exit_code) from exc
+
+
+def _serve(settings: Any) -> None:
+    from afdc_server.service import startup
+    from afdc_server.service.serve import configure_logging, serve
+    from afdc_server.service.wiring import first_key, make_services, real_parts
+
+    configure_logging(settings)
+    startup.check_disk(settings)
+    listener = startup.bind(settings)
+    startup.raise_file_limit()
+    services = make_services(settings, real_parts(settings))
+    startup.check_exposure(services)
+    key = first_key(services)
+    host, port = listener.getsockname()[:2]
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def ready() -> None:
+        typer.echo(f"AFDC answers on {address}  (docs: {address}/docs)")
+        if key is not None:
+            typer.echo(f"API key, shown this once: {key}\n  export AFDC_SERVER={address} AFDC_API_KEY={key}")
+        sys.stdout.flush()
+
+    serve(services, listener, ready)
+
+
+@app.command("create-key")
+def create_key(
+    data: Data = None,
+    database_url: Database = None,
+    config: Config = None,
+    tenant: Annotated[str, typer.Option(help="Whose key it is; a new name makes a new tenant.")] = "default",
+    scope: Annotated[list[str] | None, typer.Option(help="read, jobs, admin; repeatable.")] = None,
+    name: Annotated[str, typer.Option(help="To tell it from others.")] = "",
+) -> None:
+    """Make an API key without a running server, and print it."""
+
+    def body(settings: Any) -> None:
+        from afdc_server.accounts.keys import load_secret
+        from afdc_server.accounts.store import create_key as create
+        from afdc_server.db.database import Database
+        from afdc_server.db.migrate import upgrade
+        from afdc_server.db.open import open_database
+        from afdc_server.service.startup import check_disk
+
+        check_disk(settings)
+        database = Database(open_database(settings.database))
+        upgrade(database.engine)
+        with database.write() as connection:
+            _, key = create(connection, load_secret(settings.secret_path), tenant, scope or ["read", "jobs"], name)
+        database.close()
+        typer.echo(key)
+
+    _settle({"data": data, "database_url": database_url}, [], config, body)
+
+
+def main() -> None:
+    """Entry point."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

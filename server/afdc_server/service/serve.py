@@ -1,0 +1,119 @@
+"""The server process: API in the main thread, engine and jobs in threads beside it, until a signal ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from types import FrameType
+
+import structlog
+import uvicorn
+
+from afdc_pipeline.seams import EngineInfo
+from afdc_server.api.app import build_app
+from afdc_server.service.services import Services
+from afdc_server.service.settings import ServerSettings
+
+DRAIN_S = 5
+KEEP_ALIVE_S = 75
+log = structlog.get_logger("afdc.server")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that ends with 0 on a signal, and tells event streams that it ends."""
+
+    def __init__(self, config: uvicorn.Config, closing: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._closing = closing
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, without raising the signal again at the end: a wanted end is no failure."""
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal: streams end, no new connection is taken."""
+        self._closing()
+        super().handle_exit(sig, frame)
+
+
+def serve(services: Services, listener: socket.socket, ready: Callable[[], None]) -> None:
+    """Serve until SIGTERM or SIGINT; jobs under way go back into the queue with everything that they have finished.
+
+    Args:
+        ready: called once requests are answered; the engine may still be starting.
+
+    Raises:
+        AfdcError: the engine could not be started.
+    """
+    settings = services.settings
+    failed: list[BaseException] = []
+    config = uvicorn.Config(
+        build_app(services),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=DRAIN_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
+    )
+    server = _Server(config, services.hub.close_streams)
+
+    def started(future: Future[EngineInfo]) -> None:
+        error = future.exception()
+        if error is None:
+            log.info("engine ready", model=future.result().model, device=future.result().device)
+            services.runner.start()
+        else:
+            failed.append(error)
+            services.hub.close_streams()
+            server.should_exit = True
+
+    services.engine.host.start().add_done_callback(started)
+    try:
+        asyncio.run(_serve(server, listener, ready))
+    finally:
+        services.runner.close(settings.shutdown_s)
+        services.engine.host.close()
+        services.db.close()
+        services.instance.release()
+    if failed:
+        raise failed[0]
+
+
+async def _serve(server: _Server, listener: socket.socket, ready: Callable[[], None]) -> None:
+    async def tell() -> None:
+        while not server.started:
+            await asyncio.sleep(0.02)
+        ready()
+
+    telling = asyncio.create_task(tell())
+    try:
+        await server.serve([listener])
+    finally:
+        telling.cancel()
+
+
+def configure_logging(settings: ServerSettings) -> None:
+    """structlog on stderr: JSON lines, or text on a terminal. No key and no text of a user is ever logged."""
+    as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.dict_tracebacks if as_json else structlog.processors.StackInfoRenderer(),
+            structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=False),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )

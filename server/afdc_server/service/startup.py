@@ -1,0 +1,81 @@
+"""What can go wrong before the first request: each fault by name, with the setting to change."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import socket
+
+from afdc.errors import StorageError, UsageError
+from afdc_server.accounts.store import list_keys
+from afdc_server.service.services import Services
+from afdc_server.service.settings import ServerSettings
+
+MIN_FREE_BYTES = 1 << 30
+WANTED_FILES = 65_536
+BACKLOG = 4096
+
+
+def bind(settings: ServerSettings) -> socket.socket:
+    """Take the port before anything expensive is started.
+
+    Raises:
+        UsageError: it is in use, or may not be used.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as exc:
+        listener.close()
+        raise UsageError(
+            f"cannot listen on {settings.host}:{settings.port}: {exc.strerror}", remedy="Give another --port or --host"
+        ) from exc
+    listener.listen(BACKLOG)
+    return listener
+
+
+def check_disk(settings: ServerSettings) -> None:
+    """See that the data folder can be written and has room.
+
+    Raises:
+        StorageError: it cannot, or has not.
+    """
+    try:
+        settings.data.mkdir(parents=True, exist_ok=True)
+        os.chmod(settings.data, 0o700)  # seeds, models' outputs and the secret are nobody else's
+        free = shutil.disk_usage(settings.data).free
+    except OSError as exc:
+        raise StorageError(f"cannot use {settings.data}: {exc.strerror}", remedy="Give --data another folder") from exc
+    if free < MIN_FREE_BYTES:
+        raise StorageError(
+            f"{settings.data} has {free / 2**30:.1f} GiB free, and a job needs more",
+            remedy="Free space, or move --data",
+        )
+
+
+def check_exposure(services: Services) -> None:
+    """Refuse to be reachable from other machines while nobody has a key.
+
+    Raises:
+        UsageError: says how to make one.
+    """
+    if services.settings.is_loopback:
+        return
+    with services.db.read() as connection:
+        has_key = any(key.revoked_at is None for key in list_keys(connection, None))
+    if not has_key:
+        raise UsageError(
+            f"{services.settings.host} can be reached from other machines, and there is no API key",
+            remedy="Make one first: afdc-server create-key",
+        )
+
+
+def raise_file_limit() -> None:
+    """Each open event stream is a file: take as many as the system allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = WANTED_FILES if hard == resource.RLIM_INFINITY else min(WANTED_FILES, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,0 +1,117 @@
+"""Make the services: real ones by default; tests give an engine, a trainer and an encoder of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from afdc.layout import RunLayout
+from afdc_pipeline.seams import EncoderInfo, Engine, Progress
+from afdc_server.accounts.keys import load_secret
+from afdc_server.accounts.store import DEFAULT_TENANT, create_key, list_keys
+from afdc_server.artifacts import ArtifactStore
+from afdc_server.db.database import Database
+from afdc_server.db.migrate import upgrade
+from afdc_server.db.open import open_database
+from afdc_server.encoder import SubprocessEncoder
+from afdc_server.jobs.host import EngineHost
+from afdc_server.jobs.hub import EventHub
+from afdc_server.jobs.runner import Runner
+from afdc_server.jobs.shared import SharedEngine
+from afdc_server.jobs.work import Bench
+from afdc_server.local.lengths import check_lengths
+from afdc_server.models import ModelRef, detect_device, resolve_model
+from afdc_server.service.instance import hold_instance
+from afdc_server.service.rates import RateLimit
+from afdc_server.service.services import Services
+from afdc_server.service.settings import ServerSettings
+from afdc_server.trainer import SubprocessTrainer
+
+
+@dataclass(frozen=True)
+class HeavyParts:
+    """What needs a model. `model` is called once the engine is wanted."""
+
+    model: Callable[[], ModelRef]
+    engine: Callable[[ModelRef], Engine]
+    trainer: Callable[[RunLayout, Progress], Any]
+    encoder: Callable[[EncoderInfo, RunLayout], Any]
+    check_lengths: Callable[..., None] = check_lengths
+
+
+def real_parts(settings: ServerSettings) -> HeavyParts:
+    """vLLM, the PEFT trainer and the sentence encoder."""
+
+    def engine(model: ModelRef) -> Engine:
+        from afdc_server.engine.build import make_engine  # imports vLLM: only a process that starts one needs it
+
+        return make_engine(model, settings.engine, settings.data / "logs")
+
+    def trainer(layout: RunLayout, progress: Progress) -> SubprocessTrainer:
+        return SubprocessTrainer(layout.logs, lambda step, steps, _loss: progress.advance(0, step=step, steps=steps))
+
+    return HeavyParts(
+        model=lambda: resolve_model(settings.model, detect_device(settings.engine.device)),
+        engine=engine,
+        trainer=trainer,
+        encoder=lambda info, layout: SubprocessEncoder(info, layout.logs),
+    )
+
+
+def make_services(settings: ServerSettings, parts: HeavyParts) -> Services:
+    """Open database, artifact store and secret, bring the database up to date; start nothing.
+
+    Raises:
+        AfdcError: what is wrong, with the setting to change.
+    """
+    settings.work.mkdir(parents=True, exist_ok=True)
+    instance = hold_instance(settings.data)
+    database = Database(open_database(settings.database))
+    upgrade(database.engine)
+    artifacts = ArtifactStore(settings.artifact_url, settings.data / "cache")
+    artifacts.check()
+    model = _once(parts.model)
+    shared = SharedEngine(EngineHost(lambda: parts.engine(model())), settings.engine.max_loras)
+    bench = Bench(
+        db=database,
+        artifacts=artifacts,
+        shared=shared,
+        model=model,
+        work=settings.work,
+        trainer=parts.trainer,
+        encoder=parts.encoder,
+        check_lengths=parts.check_lengths,
+    )
+    hub = EventHub(database)
+    return Services(
+        settings=settings,
+        db=database,
+        secret=load_secret(settings.secret_path),
+        artifacts=artifacts,
+        rates=RateLimit(settings.limits.requests_per_minute),
+        hub=hub,
+        engine=shared,
+        runner=Runner(bench, settings, instance.name, hub.notify),
+        instance=instance,
+    )
+
+
+def _once(make: Callable[[], ModelRef]) -> Callable[[], ModelRef]:
+    made: list[ModelRef] = []
+
+    def get() -> ModelRef:
+        if not made:
+            made.append(make())
+        return made[0]
+
+    return get
+
+
+def first_key(services: Services) -> str | None:
+    """A key with every scope, made on the very first start; None when there are keys already."""
+    with services.db.write() as connection:
+        if list_keys(connection, None):
+            return None
+        _, key = create_key(connection, services.secret, DEFAULT_TENANT, ("read", "jobs", "admin"), "first start")
+    return key
