@@ -8,7 +8,7 @@ ARGS :=
 MARKS := not slow$(shell nvidia-smi -L >/dev/null 2>&1 || echo " and not gpu")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all lint format types wheel check setup-bench clean
+.PHONY: help setup run serve test test-all lint format types wheel check setup-bench clean
 
 help: ## this list
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -19,6 +19,9 @@ setup: ## make .venv ready for this machine (GPU or CPU); does nothing when it i
 run: setup ## the example, from a few hand-written seeds to data set and adapter (MODEL=..., OUT=..., ARGS=...)
 	@$(VENV)/afdc run --seeds $(EXAMPLE)/seeds.jsonl --task $(EXAMPLE)/task.json --eval $(EXAMPLE)/eval.jsonl \
 	  --out $(OUT) --variants 10 $(if $(MODEL),--model $(MODEL)) $(ARGS)
+
+serve: setup ## the service: engine, jobs and HTTP API on 127.0.0.1:8741 (ARGS=...)
+	@$(VENV)/afdc-server $(if $(MODEL),--model $(MODEL)) $(ARGS)
 
 test: setup ## the tests of this machine, without those that take minutes (ARGS=...)
 	@$(VENV)/python -m pytest -m "$(MARKS)" $(ARGS)
