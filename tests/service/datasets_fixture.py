@@ -102,7 +102,7 @@ def dropped(i: int) -> dict[str, Any]:
 def kept_rows() -> list[dict[str, Any]]:
     """6 seeds and 24 generated rows, one of them a formula."""
     rows = [make_seed(i) for i in range(6)] + [make_row(i) for i in range(24)]
-    rows[10]["text"] = "=HYPERLINK(\"http://x\")"
+    rows[10]["text"] = '=HYPERLINK("http://x")'
     return rows
 
 
@@ -160,7 +160,7 @@ class World:
             eval=facts.eval,
             dropped={"too_long": 2, "below_threshold": 5},
         )
-        row = {name: "" for name in ("name", "config_hash", "model", "model_revision", "engine", "stage")}
+        row = dict.fromkeys(("name", "config_hash", "model", "model_revision", "engine", "stage"), "")
         tables = {"progress": {}, "usage": {}, "config": {}, "request": {"seeds": "x"}}
         with self.db.write() as connection:
             connection.execute(

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.exceptions import HTTPException
 
 from afdc_server.api.files import Span, attachment, parse_range
@@ -52,6 +54,16 @@ def test_what_no_byte_is_in_is_416(value: str, size: int) -> None:
         parse_range(value, size)
     assert caught.value.status_code == 416
     assert caught.value.headers == {"Content-Range": f"bytes */{size}"}
+
+
+@given(value=st.from_regex(r"\Abytes=[0-9, -]{0,12}\Z") | st.text(max_size=20), size=st.integers(0, 1000))
+def test_a_range_is_never_outside_the_file(value: str, size: int) -> None:
+    try:
+        span = parse_range(value, size)
+    except HTTPException as exc:
+        assert exc.status_code == 416  # noqa: PT017 - either ending is right
+        return
+    assert span is None or (span.start >= 0 < span.length and span.start + span.length <= size)
 
 
 def test_names_of_downloads_are_escaped() -> None:

@@ -86,9 +86,10 @@ class World:
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self._listener],), daemon=True)
 
-    def start(self) -> None:
+    def start(self, *, with_runner: bool = True) -> None:
         self.services.engine.host.start().result(30)
-        self.services.runner.start()
+        if with_runner:
+            self.services.runner.start()
         self._thread.start()
         wait_for(lambda: self._server.started)
 

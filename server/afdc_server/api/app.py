@@ -10,11 +10,13 @@ from fastapi import FastAPI
 
 from afdc.version import afdc_version
 from afdc.wire.common import API_PREFIX
+from afdc.wire.datasets import ReviewsCreate
 from afdc.wire.jobs import Event
 from afdc.wire.seeds import SeedSetCreate
 from afdc_server.api import adapters, datasets, engine, events, health, jobs, keys, problems, seeds
 from afdc_server.api.guard import Guard
 from afdc_server.api.openapi import add_schemas
+from afdc_server.datasets.labelstudio import LabelStudioTask
 from afdc_server.service.services import Services
 
 DESCRIPTION = (
@@ -48,7 +50,7 @@ def _complete_document(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = derive()
-            add_schemas(document, SeedSetCreate, Event)
+            add_schemas(document, SeedSetCreate, Event, ReviewsCreate, LabelStudioTask)
             _drop_default_422(document)
             app.openapi_schema = document
         return app.openapi_schema

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -17,7 +17,7 @@ from afdc_server.service.services import Services
 bearer = HTTPBearer(auto_error=False, description="An API key: afdc_…")
 
 
-def get_services(request: Request) -> Services:
+async def get_services(request: Request) -> Services:  # async: FastAPI runs a plain def in a thread
     """The services that the app was built on."""
     services: Services = request.app.state.services
     return services
@@ -49,10 +49,10 @@ def authenticate(
     return caller
 
 
-def require(scope: str) -> Callable[[Caller], Caller]:
+def require(scope: str) -> Callable[[Caller], Awaitable[Caller]]:
     """A dependency that lets keys with the scope pass. Raises ForbiddenError for the others."""
 
-    def check(caller: Annotated[Caller, Depends(authenticate)]) -> Caller:
+    async def check(caller: Annotated[Caller, Depends(authenticate)]) -> Caller:
         if not caller.may(scope):
             raise ForbiddenError(f"this key lacks the scope {scope!r}", remedy="Ask for a key that has it")
         return caller
@@ -73,7 +73,7 @@ class PageQuery:
     limit: int
 
 
-def page_query(
+async def page_query(
     after: Annotated[str, Query(max_length=64, description="last_id of the page before")] = "",
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = DEFAULT_PAGE,
 ) -> PageQuery:

@@ -83,7 +83,7 @@ async def predict(wanted: PredictCreate, services: Held, caller: ReadCaller) -> 
 async def _read(services: Services, folder: Path, manifest: AdapterManifest, texts: list[str]) -> list[Prediction]:
     """On the engine's loop."""
     pool, host = services.engine.pool, services.engine.host
-    await pool.add(folder)
+    await pool.add(folder, manifest.name)
     async with pool.hold({manifest.name}):
         labeller = OpenLabeller(
             host.engine,
@@ -206,7 +206,7 @@ async def load_engine_adapter(wanted: EngineAdapterCreate, services: Held, calle
         return str(row.name), local_adapter(services, row)
 
     name, folder = await run_in_threadpool(look_up)
-    await services.engine.host.run(services.engine.pool.add(folder))
+    await services.engine.host.run(services.engine.pool.add(folder, name))
     return EngineAdapter(name=name, id=wanted.adapter, loaded=True, users=0)
 
 

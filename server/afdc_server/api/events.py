@@ -138,7 +138,8 @@ class EventStream(Response):
 
     async def _write(self, send: Send, body: bytes) -> None:
         message: dict[str, Any] = {"type": "http.response.body", "body": body, "more_body": True}
-        await asyncio.wait_for(send(message), SEND_S)
+        async with asyncio.timeout(SEND_S):
+            await send(message)
 
 
 def _is_end(found: Sequence[StoredEvent]) -> bool:
@@ -146,14 +147,9 @@ def _is_end(found: Sequence[StoredEvent]) -> bool:
     return found[-1].kind in store.TERMINAL_EVENTS
 
 
-async def _woken(wake: asyncio.Event, gone: asyncio.Future[None]) -> bool:
+async def _woken(wake: asyncio.Future[None], gone: asyncio.Future[None]) -> bool:
     """Wait for news or the client's end. False: neither came within the time between two pings."""
-    waiting: asyncio.Future[Any] = asyncio.ensure_future(wake.wait())
-    both: set[asyncio.Future[Any]] = {waiting, gone}
-    try:
-        done, _ = await asyncio.wait(both, timeout=PING_S, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        waiting.cancel()
+    done, _ = await asyncio.wait({wake, gone}, timeout=PING_S, return_when=asyncio.FIRST_COMPLETED)
     return bool(done)
 
 

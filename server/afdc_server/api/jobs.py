@@ -148,7 +148,7 @@ async def _await_change(services: Services, tenant: str, id: str, wait: float, k
             if etag(row) != known:
                 break
             try:
-                await asyncio.wait_for(wake.wait(), min(left, 2.0))
+                await asyncio.wait_for(asyncio.shield(wake), min(left, 2.0))
             except TimeoutError:
                 continue
     return row

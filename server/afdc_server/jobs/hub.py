@@ -28,11 +28,15 @@ IDS_A_QUERY = 500
 
 @dataclass
 class Channel:
-    """A watched job: its ring of events without a gap, who watches, and what they wait on."""
+    """A watched job: its ring of events without a gap, who watches, and what they wait on.
+
+    `stale`: something may have been committed behind the ring's last event.
+    """
 
     ring: deque[StoredEvent] = field(default_factory=lambda: deque(maxlen=RING))
     watchers: int = 0
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    wake: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    stale: bool = True
     reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -83,8 +87,9 @@ class EventHub:
     def _wake(self, job: str) -> None:
         channel = self._channels.get(job)
         if channel is not None:
-            channel.wake.set()
-            channel.wake = asyncio.Event()
+            channel.stale = True
+            channel.wake.set_result(None)
+            channel.wake = asyncio.get_running_loop().create_future()
 
     @contextmanager
     def watch(self, job: str) -> Iterator[Channel]:
@@ -107,7 +112,8 @@ class EventHub:
                 if not ring:
                     ring.extend(found)
                 return found
-            if after >= ring[-1].id:
+            if after >= ring[-1].id and channel.stale:
+                channel.stale = False  # before the query: what is committed meanwhile sets it again
                 ring.extend(await run_in_threadpool(self._query, job, ring[-1].id))
         return [event for event in ring if event.id > after][:PAGE]
 

@@ -41,13 +41,16 @@ class AdapterPool:
         """Every adapter that is known, by name."""
         return dict(self._entries)
 
-    async def add(self, folder: Path) -> AdapterManifest:
+    async def add(self, folder: Path, name: str = "") -> AdapterManifest:
         """Verify, load and probe an adapter; from then on its name can be used, loaded or not.
+
+        Args:
+            name: the adapter's own, where its folder has another one.
 
         Raises:
             AdapterError: it failed; another one of this name, if there is any, is untouched.
         """
-        name = folder.name
+        name = name or folder.name
         known = self._entries.get(name)
         if known is None:
             self._entries[name] = Entry(folder)

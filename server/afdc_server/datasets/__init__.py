@@ -1,0 +1,1 @@
+"""Data sets of the service: published folders, their rows, exports and reviews."""
