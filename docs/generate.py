@@ -23,7 +23,12 @@ from afdc.result import EvalReport, RunResult
 from afdc_server.export.schema import AUDIT_SCHEMA
 
 DOCS = Path(__file__).parent
-COMMANDS = ("", "run", "score", "predict", "eval", "doctor")
+COMMANDS = (
+    "",
+    *("run", "score", "predict", "eval", "doctor"),
+    *("submit", "watch", "jobs", "pause", "resume", "cancel", "retry", "pull", "export"),
+    *("keys", "keys list", "keys create", "keys revoke"),
+)
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 

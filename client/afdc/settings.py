@@ -3,7 +3,7 @@
 A settings file is TOML with a `[run]` table, or YAML with a `run:` mapping. It holds the options of RunConfig
 (`[run.select] threshold = 0.8`) and the paths of the run (`seeds`, `task`, `out`, `eval`, `unlabeled`), which are
 relative to the file. In the environment an option is AFDC_SECTION__KEY (AFDC_SELECT__THRESHOLD=0.8), or AFDC_KEY at the
-top level.
+top level. A `[server]` table (`url`, `api_key`) beside `[run]` says which server the remote commands ask.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,9 @@ from afdc.config import RunConfig
 from afdc.errors import UsageError
 from afdc.files import user_path
 from afdc.presets import build_config
-from afdc.records import AS_UTF8
+from afdc.setting_files import read_tables, setting_files
 
 PATH_KEYS = ("seeds", "task", "out", "eval", "unlabeled")
-PROJECT_FILE = "afdc.toml"
-IGNORED_TABLES = {"made_by"}  # the provenance that `job.yaml` of a data set carries beside its run
 ENV_PREFIX = "AFDC_"
 SHOWN_CHARS = 80
 
@@ -44,16 +42,16 @@ class Layer:
 
 @dataclass(frozen=True)
 class Settings:
-    """The resolved settings. `paths` holds those of PATH_KEYS that were given anywhere."""
+    """The resolved settings.
+
+    Attributes:
+        paths: those of PATH_KEYS that were given anywhere.
+        given: the options that were given anywhere, without what preset and defaults add.
+    """
 
     config: RunConfig
     paths: Mapping[str, Path]
-
-
-def user_config_path(environ: Mapping[str, str]) -> Path:
-    """$XDG_CONFIG_HOME/afdc/config.toml, by default ~/.config/afdc/config.toml."""
-    base = environ.get("XDG_CONFIG_HOME")
-    return (Path(base) if base else Path.home() / ".config") / "afdc" / "config.toml"
+    given: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_settings(
@@ -70,7 +68,8 @@ def load_settings(
         UsageError: a file that cannot be read, an unknown key or a bad value; names the file and the key.
     """
     environ = os.environ if environ is None else environ
-    layers = [*_file_layers(file, environ), env_layer(environ), set_layer(assignments), flags]
+    files = map(file_layer, setting_files(file, environ))
+    layers = [*files, env_layer(environ), set_layer(assignments), flags]
     return merge_layers(layers)
 
 
@@ -80,7 +79,12 @@ def merge_layers(layers: Sequence[Layer]) -> Settings:
         _check_layer(layer)
     preset = next((str(layer.values["preset"]) for layer in reversed(layers) if "preset" in layer.values), "default")
     paths = {key: path for layer in layers for key, path in layer.paths.items()}
-    return Settings(build_config(preset, *(dict(layer.values) for layer in layers), {"preset": preset}), paths)
+    config = build_config(preset, *(dict(layer.values) for layer in layers), {"preset": preset})
+    given: dict[str, Any] = {}
+    for layer in layers:
+        for location, value in _leaves(layer.values):
+            _put(given, location, value, layer.origin(location))
+    return Settings(config, paths, given)
 
 
 def file_layer(path: Path) -> Layer:
@@ -89,11 +93,7 @@ def file_layer(path: Path) -> Layer:
     Raises:
         UsageError: missing, broken, or with tables or keys that have no meaning.
     """
-    document = _parse_file(path)
-    extra = sorted(map(str, set(document) - {"run"} - IGNORED_TABLES))
-    if extra:
-        remedy = "Put the options of a run under [run]" + (" (YAML: under run:)" if path.suffix != ".toml" else "")
-        raise UsageError(f"{path}: unknown key {extra[0]!r}", remedy=remedy)
+    document = read_tables(path)
     run = document.get("run", {})
     if not isinstance(run, dict):
         raise UsageError(f"{path}: run must be a table", remedy="Put the options under [run], or run: in YAML")
@@ -147,57 +147,18 @@ def parse_value(text: str) -> Any:
         return text
 
 
-def _file_layers(file: Path | None, environ: Mapping[str, str]) -> list[Layer]:
-    project = file or Path(PROJECT_FILE)
-    wanted = [(user_config_path(environ), False), (project, file is not None)]
-    return [file_layer(path) for path, required in wanted if required or path.is_file()]
-
-
-def _parse_file(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-        document = tomllib.loads(text) if path.suffix == ".toml" else _parse_yaml(path, text)
-    except OSError as exc:
-        raise UsageError(f"{path}: cannot be read: {exc.strerror}", remedy="Check the path") from exc
-    except UnicodeDecodeError as exc:
-        raise UsageError(f"{path}: not UTF-8 at byte {exc.start} of the file", remedy=AS_UTF8) from exc
-    except (ValueError, RecursionError) as exc:  # broken, nested too deeply, or a number of thousands of digits
-        raise UsageError(f"{path}: cannot be read: {exc}", remedy="Correct the file") from exc
-    if not isinstance(document, dict):
-        raise UsageError(f"{path}: must hold a table of settings", remedy="Begin it with [run], or run: in YAML")
-    return document
-
-
-def _parse_yaml(path: Path, text: str) -> Any:
-    try:
-        import yaml  # an extra: TOML needs nothing
-    except ImportError as exc:
-        raise UsageError(f"{path}: YAML needs the package pyyaml", remedy="pip install pyyaml, or use TOML") from exc
-
-    class UniqueKeys(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML ships no types
-        """YAML allows a key once (1.2.2, 3.2.1.1); PyYAML takes the last one."""
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            seen: set[str] = set()
-            for key, _ in node.value:
-                if str(key.value) in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} given twice", key.start_mark)
-                seen.add(str(key.value))
-            return super().construct_mapping(node, deep)
-
-    try:
-        document = yaml.load(text, UniqueKeys)  # noqa: S506  # a SafeLoader
-    except yaml.YAMLError as exc:
-        raise UsageError(f"{path}: broken YAML: {' '.join(str(exc).split())}", remedy="Correct the file") from exc
-    except (LookupError, AttributeError, TypeError) as exc:  # what PyYAML's constructors raise for a tag's wrong value
-        raise UsageError(f"{path}: YAML with a value of the wrong kind: {exc}", remedy="Correct the file") from exc
-    return {} if document is None else document
-
-
 def _file_path(file: Path, key: str, value: Any) -> Path:
     if not isinstance(value, str):
         raise UsageError(f"{file}: run.{key} must be a path in quotes", remedy=f'For example: {key} = "data/{key}"')
     return file.parent / user_path(value)
+
+
+def _leaves(values: Mapping[str, Any], parents: Location = ()) -> Iterator[tuple[Location, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, (*parents, key))
+        else:
+            yield (*parents, key), value
 
 
 def _put(values: dict[str, Any], location: Location, value: Any, origin: str) -> None:

@@ -16,8 +16,8 @@ from typing import Any, get_args
 import pytest
 
 from afdc import config as afdc_config
-from afdc.cli import app as cli_app
 from afdc.cli import labelling, main
+from afdc.cli import options as cli_options
 from afdc.cli.doctor import needed_packages
 from afdc.errors import AdapterError, InterruptedRunError
 from afdc.result import AdapterRef, EvalSummary, Evaluation, PathRows, RoundResult, RunResult
@@ -119,8 +119,8 @@ def test_version_and_help_and_unknown_flag() -> None:
 
 
 def test_choices_are_those_of_the_config() -> None:
-    assert get_args(cli_app.PresetName) == get_args(afdc_config.Preset)
-    assert get_args(cli_app.StrategyName) == get_args(afdc_config.Strategy)
+    assert get_args(cli_options.PresetName) == get_args(afdc_config.Preset)
+    assert get_args(cli_options.StrategyName) == get_args(afdc_config.Strategy)
 
 
 def test_completion_is_offered() -> None:

@@ -269,6 +269,8 @@ async def test_an_adapter(client: Any, service: Service, tmp_path: Path) -> None
     await settle(client.adapters.download(ADAPTER, tmp_path / "one"))
     await settle((await settle(client.adapters.get(ADAPTER))).download(tmp_path / "two"))
     assert everything(tmp_path / "one") == everything(tmp_path / "two") == {"adapter_config.json": b"{}"}
+    await settle(client.adapters.download(ADAPTER, tmp_path / "three", include="*.safetensors"))
+    assert not (tmp_path / "three").exists()
 
 
 EXPORT = f"GET /v1/datasets/{DATASET}/export"

@@ -143,7 +143,7 @@ async def test_unreachable(make_client: MakeClient, service: Service, error: Exc
         await settle(make_client(max_retries=0).jobs.get(JOB))
     assert caught.value.exit_code == 8
     assert caught.value.sent is sent
-    assert ("afdc serve" in str(caught.value)) is not sent
+    assert ("afdc-server" in str(caught.value)) is not sent
 
 
 @pytest.mark.parametrize("answer", [problem(401, "x"), httpx.ReadError("cut"), httpx.Response(200), problem(500, "x")])
@@ -204,3 +204,23 @@ async def test_who_asks(client: Any, service: Service) -> None:
     service.on("GET /healthz", {"status": "ok"})
     assert (await settle(client.health())).status == "ok"
     assert service.requests[0].headers["user-agent"].startswith("afdc/")
+
+
+async def test_an_unready_server_answers_too(client: Any, service: Service) -> None:
+    checks = {"database": "ok", "engine": "starting"}
+    service.on("GET /readyz", httpx.Response(503, json={"status": "unready", "checks": checks}))
+    found = await settle(client.ready())
+    assert (found.status, found.checks, len(service.requests)) == ("unready", checks, 1)
+    service.on("GET /readyz", httpx.Response(503, text="proxy"), problem(404, "not_found"))
+    with pytest.raises(ReplyError):
+        await settle(client.ready())
+    with pytest.raises(NotFoundError):
+        await settle(client.ready())
+
+
+@pytest.mark.parametrize("answer", [[], {}, {"info": 3}, {"info": {"version": 3}}])
+async def test_the_version_is_that_of_the_document(client: Any, service: Service, answer: Any) -> None:
+    service.on("GET /openapi.json", {"info": {"version": "1.2"}}, httpx.Response(200, json=answer))
+    assert await settle(client.version()) == "1.2"
+    with pytest.raises(ReplyError, match="no version"):
+        await settle(client.version())

@@ -57,7 +57,7 @@ def test_constructors_take_the_same() -> None:
 
 def test_the_operations_that_are_documented() -> None:
     found = {name: set(operations(thing)) for name, thing in everything(Client())}
-    assert found["client"] == {"predict", "generate", "score", "health", "close"}
+    assert found["client"] == {"predict", "generate", "score", "health", "ready", "version", "close"}
     assert found["seeds"] == {"create", "validate", "get", "list", "examples", "delete"}
     steering = {"cancel", "pause", "resume", "retry", "delete"}
     watching = {"get", "list", "wait", "events", "stream", "rounds", "metrics", "metrics_csv", "checkpoints"}

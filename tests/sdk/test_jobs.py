@@ -196,7 +196,12 @@ async def test_actions(client: Any, service: Service) -> None:
         assert handle.status == status
     service.on(f"POST /v1/jobs/{JOB}/retry", job("queued"))
     assert (await settle(client.jobs.retry(JOB, reviews=[DATASET]))).status == "queued"
+    assert service.requests[-1].headers["idempotency-key"], (
+        "with reviews it makes a job: a lost reply must not make two"
+    )
     assert body(service.requests[-1]) == {"reviews": [DATASET]}
+    await settle(client.jobs.retry(JOB))
+    assert "idempotency-key" not in service.requests[-1].headers
     service.on(f"DELETE /v1/jobs/{JOB}", {"id": JOB})
     assert (await settle(client.jobs.delete(JOB))).deleted
 
@@ -212,6 +217,8 @@ async def test_tables(client: Any, service: Service) -> None:
     )
     service.on(f"GET /v1/jobs/{JOB}/events", {"data": [event(1), event(2)], "has_more": True, "last_id": "2"})
     assert [found.id for found in await collect(client.jobs.list())] == [JOB]
+    await collect(client.jobs.list(status="paused", limit=3))
+    assert dict(service.requests[-1].url.params) == {"status": "paused", "limit": "3"}
     assert (await settle(client.jobs.rounds(JOB)))[0].selected == 5
     assert (await settle(client.jobs.checkpoints(JOB)))[0].id == ADAPTER
     assert await settle(client.jobs.metrics(JOB)) == as_json

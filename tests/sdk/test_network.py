@@ -123,6 +123,6 @@ async def test_nobody_is_there(kind: Any) -> None:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}"
         client = kind(address, max_retries=0)
-        with pytest.raises(UnreachableError, match=r"cannot reach http://127\.0\.0\.1.*afdc serve"):
+        with pytest.raises(UnreachableError, match=r"cannot reach http://127\.0\.0\.1.*afdc-server"):
             await settle(client.jobs.get(JOB))
         await settle(client.close())

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-# The two lists of afdc.config, repeated because pydantic must not be imported for --help; a test compares them.
-PresetName = Literal["default", "paper"]
-StrategyName = Literal["confidence", "least_confidence", "margin", "entropy", "committee", "diversity"]
+from afdc.cli.options import (
+    AdapterFolder,
+    Assignments,
+    AugmentRounds,
+    Config,
+    Eval,
+    Json,
+    Model,
+    PresetFlag,
+    Rounds,
+    Seed,
+    SeedsTask,
+    Server,
+    StrategyFlag,
+    TargetRows,
+    TaskFile,
+    Threshold,
+    Unlabeled,
+    Variants,
+    taking,
+)
+from afdc.cli.remote_app import remote_app
 
 app = typer.Typer(
     name="afdc",
@@ -23,23 +39,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Config = Annotated[
-    Path | None,
-    typer.Option("--config", metavar="FILE", help="Settings file (TOML, YAML), read instead of ./afdc.toml."),
-]
-Assignments = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any other option; repeatable. See docs/configuration.md."),
-]
-TaskFile = Annotated[
-    Path | None, typer.Option("--task", metavar="T.json", help="Instruction and labels; default: the adapter's.")
-]
-AdapterFolder = Annotated[
-    Path | None, typer.Option("--adapter", metavar="DIR", help="An adapter folder, or the --out folder of a run.")
-]
-Model = Annotated[str | None, typer.Option("--model", metavar="M", help="Base model: a folder or a hub id.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -62,27 +61,21 @@ def root(
 @app.command()
 def run(
     seeds: Annotated[Path | None, typer.Option(metavar="S.jsonl", help="Labelled examples: JSONL or CSV.")] = None,
-    task: Annotated[
-        Path | None, typer.Option(metavar="T.json", help="Instruction and labels; default: inferred from the seeds.")
-    ] = None,
+    task: SeedsTask = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Output folder; an unfinished run in it is resumed.")
     ] = None,
-    eval_: Annotated[
-        Path | None, typer.Option("--eval", metavar="E.jsonl", help="Gold examples to measure on; never trained on.")
-    ] = None,
-    unlabeled: Annotated[
-        Path | None, typer.Option(metavar="U.jsonl", help="Real texts without labels, added to the generated ones.")
-    ] = None,
-    preset: Annotated[PresetName | None, typer.Option(help="Set of defaults.")] = None,
+    eval_: Eval = None,
+    unlabeled: Unlabeled = None,
+    preset: PresetFlag = None,
     model: Model = None,
-    rounds: Annotated[int | None, typer.Option(metavar="T", help="Self-training rounds.")] = None,
-    augment_rounds: Annotated[int | None, typer.Option(metavar="R", help="Generation passes over the seeds.")] = None,
-    variants: Annotated[int | None, typer.Option(metavar="K", help="Variants a seed and pass.")] = None,
-    threshold: Annotated[float | None, typer.Option(metavar="TAU", help="Keep rows with confidence above it.")] = None,
-    strategy: Annotated[StrategyName | None, typer.Option(help="Which scored rows are kept.")] = None,
-    target_rows: Annotated[int | None, typer.Option(metavar="N", help="Make this many rows, and keep no more.")] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="Fixes every random choice.")] = None,
+    rounds: Rounds = None,
+    augment_rounds: AugmentRounds = None,
+    variants: Variants = None,
+    threshold: Threshold = None,
+    strategy: StrategyFlag = None,
+    target_rows: TargetRows = None,
+    seed: Seed = None,
     config: Config = None,
     set_: Assignments = None,
     dry_run: Annotated[
@@ -121,24 +114,8 @@ def _labeller(
     return LabellerFlags(task, adapter, model, config, tuple(set_ or ()))
 
 
-def _takes_labeller(body: Callable[..., None]) -> Callable[..., None]:
-    """A command whose first argument is made from the shared options, which --help shows before its --json."""
-    shared = inspect.signature(_labeller, eval_str=True).parameters
-    _, *own = inspect.signature(body, eval_str=True).parameters.values()
-
-    @wraps(body)
-    def command(**given: Any) -> None:
-        flags = _labeller(**{name: given.pop(name) for name in shared})
-        body(flags, **given)
-
-    parameters = [*own[:-1], *shared.values(), own[-1]]
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # inspect reads it, mypy does not know it
-    command.__annotations__ = {one.name: one.annotation for one in parameters}
-    return command
-
-
 @app.command()
-@_takes_labeller
+@taking(_labeller)
 def score(
     flags: Any,
     source: Annotated[Path, typer.Option("--input", metavar="X.jsonl", help="Texts: JSONL, CSV or one a line.")],
@@ -152,20 +129,29 @@ def score(
 
 
 @app.command()
-@_takes_labeller
+@taking(_labeller)
 def predict(
     flags: Any,
     texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help='Texts to label; "-" reads lines from stdin.')],
+    job: Annotated[
+        str | None, typer.Option(metavar="JOB", help="Ask a server for the answers of this job's adapter.")
+    ] = None,
+    server: Server = None,
     json_: Json = False,
 ) -> None:
-    """Label texts given on the command line."""
-    from afdc.cli.labelling import predict_command
+    """Label texts given on the command line, here or on a server."""
+    from afdc.cli import labelling
 
-    predict_command(flags, texts, as_json=json_)
+    if job is None and server is None:
+        labelling.predict_command(flags, texts, as_json=json_)
+        return
+    from afdc.cli.asking import predict_remotely
+
+    predict_remotely(flags, job, server, texts, as_json=json_)
 
 
 @app.command("eval")
-@_takes_labeller
+@taking(_labeller)
 def evaluate(
     flags: Any,
     source: Annotated[Path, typer.Option("--input", metavar="E.jsonl", help="Texts with gold labels: JSONL or CSV.")],
@@ -178,8 +164,11 @@ def evaluate(
 
 
 @app.command()
-def doctor(json_: Json = False) -> None:
-    """Check Python, packages, device, model cache and disk."""
+def doctor(server: Server = None, config: Config = None, json_: Json = False) -> None:
+    """Check packages, device, models, disk, and the server if there is one."""
     from afdc.cli.doctor import doctor_command
 
-    doctor_command(as_json=json_)
+    doctor_command(server, config, as_json=json_)
+
+
+app.add_typer(remote_app)

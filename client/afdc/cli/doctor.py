@@ -9,15 +9,17 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
+from afdc.cli.connect import ServerFlags
 from afdc.cli.output import data_console, load_server, print_json
+from afdc.cli.server_check import Check, check_server
 from afdc.errors import AfdcError
-from afdc.settings import PROJECT_FILE, user_config_path
+from afdc.setting_files import PROJECT_FILE, user_config_path
 from afdc.version import afdc_version
 
 RUN_EXTRAS = r"""extra == ['"](pipeline|server|trainer)['"]"""
@@ -25,23 +27,13 @@ MIN_FREE_GIB = 5.0
 INSTALL = 'pip install "afdc[cpu]", or "afdc[gpu]" for an NVIDIA GPU'
 
 
-@dataclass(frozen=True)
-class Check:
-    """One line: `ok` is False where a run would fail."""
-
-    name: str
-    ok: bool
-    found: str
-    remedy: str = ""
-
-
-def doctor_command(*, as_json: bool) -> None:
+def doctor_command(server: str | None, config: Path | None, *, as_json: bool) -> None:
     """Body of `afdc doctor`.
 
     Raises:
-        AfdcError: something that a run needs is missing.
+        AfdcError: something that a run needs is missing, or the server that is configured cannot be used.
     """
-    checks = [check() for check in CHECKS]
+    checks = [*(check() for check in CHECKS), *check_server(ServerFlags(server, config))]
     if as_json:
         print_json([asdict(check) for check in checks])
     else:

@@ -4,8 +4,12 @@
 |---|---|
 | 0 | done |
 | 2 | usage: a flag, a setting or a file that was named cannot be used |
+| 3 | the server knows no such key, or the key may not do this |
+| 4 | the server has no such object |
 | 5 | wrong input, or a conflict with what is there |
 | 6 | the job failed, or an error that nobody foresaw |
+| 7 | the job was cancelled |
+| 8 | the server does not answer, or cannot now |
 | 130 | interrupted; the same command resumes |
 """
 

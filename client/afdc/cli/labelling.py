@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from afdc.cli.output import data_console, load_server, message_console, print_json
+from afdc.cli.output import data_console, load_server, message_console, print_json, to_json
 from afdc.cli.progress import LiveProgress
 from afdc.cli.summary import print_evaluation, print_prediction
 from afdc.errors import UsageError
@@ -64,16 +63,21 @@ def score_command(flags: LabellerFlags, source: Path, output: Path, *, as_json: 
 
 
 def predict_command(flags: LabellerFlags, texts: Sequence[str], *, as_json: bool) -> None:
-    """Body of `afdc predict`: bars on a terminal, tab-separated label, confidence and text in a pipe, or JSON lines."""
+    """Body of `afdc predict` on this machine."""
     commands = load_server("afdc_server.commands")
     labeller = flags.resolve(commands)
-    given = _read_texts(texts)
+    given = read_texts(texts)
     with LiveProgress(message_console()) as progress:
         records = _run(commands.predict(labeller, given, progress))
+    print_records(records, as_json=as_json)
+
+
+def print_records(records: Sequence[dict[str, Any]], *, as_json: bool) -> None:
+    """Predictions on stdout: bars on a terminal, tab-separated lines in a pipe, or JSON lines."""
     console = data_console()
     for record in records:
         if as_json:
-            sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
+            sys.stdout.write(to_json(record) + "\n")
         elif console.is_terminal:
             print_prediction(console, record)
         else:
@@ -96,7 +100,7 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(work)
 
 
-def _read_texts(texts: Sequence[str]) -> list[str]:
+def read_texts(texts: Sequence[str]) -> list[str]:
     """The texts of the command line, then those of stdin; checked here, since an engine takes long to start.
 
     Raises:

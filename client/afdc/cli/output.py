@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
+import shutil
 import sys
 import unicodedata
-from typing import Any
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, BinaryIO
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
+from afdc.cli.failures import ReaderGoneError
 from afdc.errors import UsageError
+
+OBEYED = re.compile(r"[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What JSON leaves as it is: C1 controls, those that turn the direction of writing, halves of surrogate pairs."""
 
 
 def data_console() -> Console:
@@ -30,9 +41,15 @@ def message_console() -> Console:
     return _MessageConsole(stderr=True, highlight=False, markup=False)
 
 
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON as people read it; what a terminal would obey, and JSON itself allows, is escaped."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(to_json(value, indent=2) + "\n")
     sys.stdout.flush()
 
 
@@ -41,6 +58,52 @@ def visible(text: str, limit: int = 100) -> str:
     line = " ".join(text.split())
     line = "".join("\ufffd" if unicodedata.category(char) in {"Cc", "Cf", "Cs"} else char for char in line)
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def copy_to_stdout(stream: BinaryIO) -> None:
+    """All bytes of a file.
+
+    Raises:
+        ReaderGoneError: whoever reads stdout went away.
+    """
+    try:
+        sys.stdout.flush()
+        shutil.copyfileobj(stream, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError as exc:
+        raise ReaderGoneError from exc
+
+
+def print_table(console: Console, rows: Sequence[Mapping[str, str]], name: str) -> None:
+    """A table on a terminal, where the column `name` gives way first; else lines of values with tabs in between."""
+    if not console.is_terminal:
+        sys.stdout.writelines("\t".join(row.values()) + "\n" for row in rows)
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False, expand=True)
+    for column in rows[0] if rows else ():
+        if column == name:
+            table.add_column(column, no_wrap=True, overflow="ellipsis", ratio=1)
+        else:
+            table.add_column(
+                column, no_wrap=True, width=max(cell_len(column), *(cell_len(row[column]) for row in rows))
+            )
+    for row in rows:
+        table.add_row(*map(Text, row.values()))
+    console.print(table)
+
+
+def local_time(at: datetime | None) -> str:
+    """To the minute, in the time zone of this machine; "" for None."""
+    return "" if at is None else at.astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def age(at: datetime, now: datetime | None = None) -> str:
+    """How long ago: "40 s", "3 min", "5 h" or "12 d"."""
+    seconds = max(((now or datetime.now(UTC)) - at).total_seconds(), 0.0)
+    for limit, unit, name in ((60, 1, "s"), (3600, 60, "min"), (86400, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds // unit:.0f} {name}"
+    return f"{seconds // 86400:,.0f} d"
 
 
 def load_server(module: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Protocol
 
@@ -16,6 +16,9 @@ from afdc.cli.output import duration, visible
 ABSOLUTE = frozenset({"step", "steps", "accuracy", "loss"})  # latest value counts; all others add up
 PLAIN_EVERY_S = 15.0
 AT_ONCE_S = 0.1
+
+DONE, FAILED, LEFT = ("✓", "green"), ("✗", "red"), ("○", "yellow")
+"""How a stage ended, as mark and style; LEFT: it goes on without us, or later."""
 
 
 class StageName(Protocol):
@@ -48,9 +51,13 @@ class StageCounter:
         for name, value in counts.items():
             self.counts[name] = value if name in ABSOLUTE else self.counts.get(name, 0) + value
 
+    def put(self, done: int, counts: Mapping[str, float]) -> None:
+        """What was done and counted in all so far."""
+        self.done, self.counts = done, dict(counts)
+
     @property
     def seconds(self) -> float:
-        return self.clock() - self.started
+        return max(self.clock() - self.started, 0.0)
 
     @property
     def position(self) -> tuple[float, float | None]:
@@ -93,16 +100,17 @@ class LiveProgress:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._finish(failed=kind is not None)
+        self.end(DONE if kind is None else FAILED)
 
     def stage(self, key: StageName, title: str, total: int | None) -> None:
         """Begin a stage; the one before it is finished."""
-        self._finish()
+        self.end()
         name = visible(f"{title}, round {key.round}" if key.round else title)
         self._stage = StageCounter(name, total, self.clock)
         self._said = self.clock()
         if self.live:
-            self._bar = self._start_bar(name, total)
+            self._bar = self._make_bar(name, total)
+            self._bar.start()  # kept before it starts: a Ctrl-C in between must still give the cursor back
         else:
             self.console.print(f"- {name}" + (f" ({total:,})" if total else ""))
 
@@ -111,18 +119,34 @@ class LiveProgress:
         if self._stage is None:
             return
         self._stage.add(done, counts)
+        self._tell(self._stage)
+
+    def reach(self, done: int, counts: Mapping[str, float], *, quietly: bool = False) -> None:
+        """What the stage has done and counted in all; `quietly`: without a line, where there is no bar."""
+        if self._stage is None:
+            return
+        self._stage.put(done, counts)
+        if self._bar is not None or not quietly:
+            self._tell(self._stage)
+
+    def complete(self, done: int) -> None:
+        """All of the stage is done; what was counted stays."""
+        if self._stage is not None:
+            self.reach(done, self._stage.counts, quietly=True)
+
+    def _tell(self, stage: StageCounter) -> None:
         if self._bar is not None:
-            at, total = self._stage.position
-            self._bar.update(self._task, completed=at, total=total, details=self._stage.details())
+            at, total = stage.position
+            self._bar.update(self._task, completed=at, total=total, details=stage.details())
         elif self.clock() - self._said > PLAIN_EVERY_S:
             self._said = self.clock()
-            self.console.print(f"  {self._stage.title}: {self._stage.details()}")
+            self.console.print(f"  {stage.title}: {stage.details()}")
 
     def note(self, text: str) -> None:
         """A line of its own."""
         self.console.print(Text(f"  {visible(text, 400)}", style="dim"), soft_wrap=not self.live)
 
-    def _start_bar(self, name: str, total: int | None) -> Progress:
+    def _make_bar(self, name: str, total: int | None) -> Progress:
         bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -132,20 +156,20 @@ class LiveProgress:
             console=self.console,
             transient=True,
             refresh_per_second=8,
+            get_time=self.clock,
         )
         self._task = bar.add_task(name, total=total, details="")
-        bar.start()
         return bar
 
-    def _finish(self, failed: bool = False) -> None:
-        """Collapse the stage to one line."""
+    def end(self, how: tuple[str, str] = DONE) -> None:
+        """Collapse the stage, if there is one, to one line."""
         stage, self._stage = self._stage, None
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
         if stage is None:
             return
-        mark, style = ("✗", "red") if failed else ("✓", "green")
+        mark, style = how
         line = Text.assemble((f"{mark} ", style), f"{stage.title:<44} ", (f"{duration(stage.seconds):>10}  ", "bold"))
         line.append(stage.details(), style="dim")
         if self.live:

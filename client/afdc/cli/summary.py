@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +28,31 @@ def print_result(console: Console, result: RunResult, out: Path) -> None:
     title = f"{result.job}: {result.model}, {answers}, {result.seeds} seeds, {took}"
     console.print()
     console.print(Text(visible(title), style="bold"))
-    if result.eval.token_f1 is None:
-        _print_accuracy(console, "Accuracy", result.eval, result.eval.n)
-    else:
-        _print_accuracy(console, "Exact match", result.eval, result.eval.n)
-        _print_accuracy(console, "Token F1", result.eval.token_f1, result.eval.n)
+    print_scores(console, result.eval)
     _print_rows(console, result)
-    if result.rounds:
+    print_rounds(console, result.rounds, result.stop_reason)
+    _print_places(console, result, RunLayout(out))
+
+
+def print_scores(console: Console, scores: EvalSummary) -> None:
+    """How good it is on gold, in bars; nothing where it was not measured."""
+    if scores.token_f1 is None:
+        _print_accuracy(console, "Accuracy", scores, scores.n)
+    else:
+        _print_accuracy(console, "Exact match", scores, scores.n)
+        _print_accuracy(console, "Token F1", scores.token_f1, scores.n)
+
+
+def print_rounds(console: Console, rounds: Sequence[RoundResult], stop_reason: str) -> None:
+    """The table by round, and below it what the rounds have to say."""
+    if rounds:
         console.print()
-        console.print(round_table(result.rounds))
-        for one in result.rounds:
+        console.print(round_table(rounds))
+        for one in rounds:
             if one.note:
                 console.print(Text(f"  round {one.round}: {visible(one.note, 300)}", style="dim"))
-    if result.stop_reason:
-        console.print(Text(f"  stopped: {visible(result.stop_reason)}", style="dim"))
-    _print_places(console, result, RunLayout(out))
+    if stop_reason:
+        console.print(Text(f"  stopped: {visible(stop_reason)}", style="dim"))
 
 
 def _print_accuracy(console: Console, metric: str, evaluation: EvalSummary | TokenF1, count: int) -> None:
@@ -84,7 +94,7 @@ def _print_rows(console: Console, result: RunResult) -> None:
         console.print(Text(f"  {count:>7,}  {visible(name.replace('_', ' '))}", style="dim"))
 
 
-def round_table(rounds: list[RoundResult]) -> Table:
+def round_table(rounds: Sequence[RoundResult]) -> Table:
     """One line a round; columns without any value are left out."""
     columns = [
         ("round", [str(one.round) for one in rounds]),
@@ -131,15 +141,20 @@ def _print_places(console: Console, result: RunResult, layout: RunLayout) -> Non
 def print_plan(console: Console, inputs: Mapping[str, Any], plan: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """The resolved settings, what was read, then what the run would do and cost."""
     console.print(Text("Settings", style="bold"))
-    for key, value in _flatten(config):
+    for key, value in flatten(config):
         console.print(f"  {key} = {value}", soft_wrap=True)
     console.print(Text("\nInputs", style="bold"))
     for name, value in inputs.items():
         shown = _counts(value) if isinstance(value, Mapping) else visible(str(value))
         if shown:
             console.print(Text(f"  {name.replace('_', ' '):<24} {shown}"), soft_wrap=True)
+    print_cost(console, plan)
+
+
+def print_cost(console: Console, plan: Mapping[str, Any]) -> None:
+    """What a run would do, and how long it would take."""
     console.print(Text("\nPlan", style="bold"))
-    for name, value in _flatten({key: value for key, value in plan.items() if key != "seconds" and value != ""}):
+    for name, value in flatten({key: value for key, value in plan.items() if key != "seconds" and value != ""}):
         shown = f"{value:,.0f}" if isinstance(value, int | float) and not isinstance(value, bool) else value
         console.print(f"  {name.replace('_', ' '):<18} {shown:>14}")
     console.print(Text("\nTime (expect a factor of two either way)", style="bold"))
@@ -154,10 +169,10 @@ def _counts(values: Mapping[str, int]) -> str:
     return ", ".join(f"{visible(name, 40)} {count}" for name, count in values.items())
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     pairs: list[tuple[str, Any]] = []
     for key, value in values.items():
-        pairs += _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
+        pairs += flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
     return pairs
 
 

@@ -21,14 +21,17 @@ class Adapters(Face[S]):
         return AdapterHandle(self._sender, await read_adapter(self._sender, id))
 
     @operation
-    async def download(self, id: str, folder: str | Path) -> Path:
+    async def download(self, id: str, folder: str | Path, *, include: str = "*") -> Path:
         """Download the adapter folder; returns it. Called again, it goes on where it was cut off.
+
+        Args:
+            include: shell pattern of the paths that are wanted.
 
         Raises:
             DownloadError: a file whose SHA-256 is not the listed one, or whose path leaves the folder.
             StorageError: the disk cannot be written.
         """
-        return await download_adapter(self._sender, await read_adapter(self._sender, id), folder)
+        return await download_adapter(self._sender, await read_adapter(self._sender, id), folder, include)
 
 
 class AdapterHandle(Face[S]):
@@ -43,9 +46,9 @@ class AdapterHandle(Face[S]):
         return self.adapter.id
 
     @operation
-    async def download(self, folder: str | Path) -> Path:
+    async def download(self, folder: str | Path, *, include: str = "*") -> Path:
         """As `Adapters.download`."""
-        return await download_adapter(self._sender, self.adapter, folder)
+        return await download_adapter(self._sender, self.adapter, folder, include)
 
     def __repr__(self) -> str:
         return f"<AdapterHandle {self.id}: {self.adapter.name}>"
@@ -59,6 +62,6 @@ async def read_adapter(sender: Sender, id: str) -> Adapter:
     return await send(sender, get(reply_as(Adapter), route("adapters", id)))
 
 
-async def download_adapter(sender: Sender, adapter: Adapter, folder: str | Path) -> Path:
+async def download_adapter(sender: Sender, adapter: Adapter, folder: str | Path, include: str = "*") -> Path:
     """Download its files."""
-    return await download_folder(sender, route("adapters", adapter.id), adapter.files, folder)
+    return await download_folder(sender, route("adapters", adapter.id), adapter.files, folder, include)

@@ -15,6 +15,7 @@ from afdc.sdk.adapters import Adapters
 from afdc.sdk.core import get, reply_as
 from afdc.sdk.datasets import Datasets
 from afdc.sdk.faces import Face, S, operation
+from afdc.sdk.health import parse_version, read_ready
 from afdc.sdk.jobs import Jobs
 from afdc.sdk.keys import Keys
 from afdc.sdk.options import DEFAULT_RETRIES, DEFAULT_TIMEOUT_S, resolve_options
@@ -72,6 +73,16 @@ class BaseClient(Face[S]):
     async def health(self) -> Health:
         """Whether the server is there; no key is needed."""
         return await send(self._sender, get(reply_as(Health), "/healthz"))
+
+    @operation
+    async def ready(self) -> Health:
+        """Whether the server can work: `status` is "ready", or `checks` says what is missing. No key is needed."""
+        return await read_ready(self._sender)
+
+    @operation
+    async def version(self) -> str:
+        """The version of the server."""
+        return await send(self._sender, get(parse_version, "/openapi.json"))
 
     @operation
     async def close(self) -> None:

@@ -19,7 +19,7 @@ from afdc.sdk.sending import send
 from afdc.sdk.streaming import events_call, stream_events
 from afdc.sdk.waiting import look_call, require_success, wait_until_over
 from afdc.wire.common import Deleted, Page
-from afdc.wire.jobs import Checkpoint, Checkpoints, Estimate, Event, Job, JobRetry, JobRounds, Preview
+from afdc.wire.jobs import Checkpoint, Checkpoints, Estimate, Event, Job, JobRetry, JobRounds, JobStatus, Preview
 
 WORK_PATIENCE_S = 600.0
 """Seconds for what the engine does while the request waits."""
@@ -100,9 +100,12 @@ class Jobs(Face[S]):
         return JobHandle(self._sender, (await send(self._sender, look_call(id, wait))).job)
 
     @feed
-    async def list(self, *, after: str | None = None, limit: int | None = None) -> AsyncIterator[JobHandle[S]]:
-        """All jobs, page by page."""
-        async with aclosing(items(self._sender, Job, route("jobs"), after=after, limit=limit)) as jobs:
+    async def list(
+        self, *, status: JobStatus | None = None, after: str | None = None, limit: int | None = None
+    ) -> AsyncIterator[JobHandle[S]]:
+        """Jobs, newest first, page by page; with `status` those in that state alone."""
+        wanted = items(self._sender, Job, route("jobs"), {"status": status}, after=after, limit=limit)
+        async with aclosing(wanted) as jobs:
             async for job in jobs:
                 yield JobHandle(self._sender, job)
 
@@ -152,7 +155,9 @@ class Jobs(Face[S]):
     async def retry(self, id: str, *, reviews: Sequence[str] = ()) -> JobHandle[S]:
         """Put a job that is over back into the queue, or with `reviews` (ids of data sets) make a new one out of it."""
         body = checked(JobRetry, reviews=list(reviews))
-        return JobHandle(self._sender, await send(self._sender, post(reply_as(Job), route("jobs", id, "retry"), body)))
+        key = operation_key() if reviews else None  # without reviews a second retry would be refused: it is queued
+        call = post(reply_as(Job), route("jobs", id, "retry"), body, key=key)
+        return JobHandle(self._sender, await send(self._sender, call))
 
     @operation
     async def delete(self, id: str) -> Deleted:

@@ -246,7 +246,7 @@ def _translated(server: str) -> Iterator[None]:
         sent = not isinstance(exc, NEVER_SENT)
         how = "does not answer in time" if isinstance(exc, httpx.TimeoutException) else str(exc) or type(exc).__name__
         message = f"{server} {how}" if isinstance(exc, httpx.TimeoutException) else f"cannot reach {server}: {how}"
-        remedy = "" if sent else "Start the server with `afdc serve`, or set AFDC_SERVER to its address"
+        remedy = "" if sent else "Start the server with `afdc-server`, or set AFDC_SERVER to its address"
         raise UnreachableError(message, sent=sent, remedy=remedy) from exc
 
 

@@ -15,7 +15,11 @@ T = TypeVar("T")
 API_PREFIX = "/v1"
 MAX_PAGE = 100
 DEFAULT_PAGE = 20
+MAX_ID = 64
+MAX_NAME = 200
 
+Id = Annotated[str, Field(max_length=MAX_ID)]
+Name = Annotated[str, Field(max_length=MAX_NAME)]
 Timestamp = Annotated[datetime, Field(description="UTC, RFC 3339")]
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)

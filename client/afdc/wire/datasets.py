@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from pydantic import Field, model_validator
 
 from afdc.task import Model, Task
-from afdc.wire.common import Reply, Timestamp
+from afdc.wire.common import Id, Name, Reply, Timestamp
 
 ExportFormat = Literal["jsonl", "parquet", "csv", "hf", "messages", "prompt_completion", "alpaca", "labelstudio"]
 EXPORT_FORMATS: tuple[str, ...] = get_args(ExportFormat)
@@ -67,7 +67,7 @@ class Row(Reply):
 class Review(Model):
     """A person's word on one row."""
 
-    row: str = Field(description="id of the row")
+    row: Id = Field(description="id of the row")
     decision: Decision
     label: str | None = Field(default=None, description="relabel: the right one")
     note: str = Field(default="", max_length=2000)
@@ -83,4 +83,4 @@ class ReviewsCreate(Model):
     """`POST /datasets/{id}/reviews`."""
 
     reviews: list[Review] = Field(min_length=1, max_length=MAX_REVIEWS)
-    reviewer: str = Field(default="", max_length=200)
+    reviewer: Name = ""

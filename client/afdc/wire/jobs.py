@@ -9,7 +9,7 @@ from pydantic import Field
 from afdc.config import Preset
 from afdc.result import EvalSummary, RoundResult
 from afdc.task import Model
-from afdc.wire.common import Metadata, Reply, Timestamp
+from afdc.wire.common import Id, Metadata, Name, Reply, Timestamp
 
 JobStatus = Literal[
     "queued",
@@ -32,10 +32,10 @@ ErrorCategory = Literal["user", "server"]
 class JobCreate(Model):
     """`POST /jobs`, `POST /jobs/preview` and `POST /jobs/estimate`."""
 
-    seeds: str = Field(description="seed set of kind seeds")
-    eval: str | None = Field(default=None, description="seed set of kind gold; default: the holdout of the seeds")
-    unlabeled: str | None = Field(default=None, description="seed set of kind unlabeled")
-    reviews: list[str] = Field(
+    seeds: Id = Field(description="seed set of kind seeds")
+    eval: Id | None = Field(default=None, description="seed set of kind gold; default: the holdout of the seeds")
+    unlabeled: Id | None = Field(default=None, description="seed set of kind unlabeled")
+    reviews: list[Id] = Field(
         default_factory=list, max_length=16, description="data sets whose reviewed rows join the seeds as gold"
     )
     preset: Preset = "default"
@@ -44,15 +44,15 @@ class JobCreate(Model):
         description="sections and keys of docs/configuration.md over the preset, without model and engine: "
         '{"augment": {"variants": 8}, "loop": {"rounds": 1}}',
     )
-    model: str = Field(default="", description="base model; default: the one that is served")
-    name: str = Field(default="", max_length=200)
+    model: str = Field(default="", max_length=1000, description="base model; default: the one that is served")
+    name: Name = ""
     metadata: Metadata = Field(default_factory=dict)
 
 
 class JobRetry(Model):
     """`POST /jobs/{id}/retry`."""
 
-    reviews: list[str] = Field(
+    reviews: list[Id] = Field(
         default_factory=list,
         max_length=16,
         description="data sets whose reviews join the seeds: then it is a new job, with this one as its parent",

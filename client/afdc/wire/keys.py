@@ -7,18 +7,19 @@ from typing import Literal
 from pydantic import Field
 
 from afdc.task import Model
-from afdc.wire.common import Reply, Timestamp
+from afdc.wire.common import Name, Reply, Timestamp
 
 Scope = Literal["read", "jobs", "admin"]
 """read: look at everything of the tenant and predict; jobs: also create and change; admin: also engine and keys."""
+TENANT = r"^([a-z0-9][a-z0-9_-]{0,62})?$"
 
 
 class KeyCreate(Model):
     """`POST /keys`."""
 
-    name: str = Field(default="", max_length=200)
-    scopes: list[Scope] = Field(default=["read", "jobs"], min_length=1)
-    tenant: str = Field(default="", max_length=64, description="default: the tenant of the key that asks")
+    name: Name = ""
+    scopes: list[Scope] = Field(default=["read", "jobs"], min_length=1, max_length=3)
+    tenant: str = Field(default="", pattern=TENANT, description="default: the tenant of the key that asks")
 
 
 class Key(Reply):

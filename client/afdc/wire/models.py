@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from afdc.task import Model, Task
-from afdc.wire.common import Reply, Timestamp
+from afdc.wire.common import Id, Name, Reply, Timestamp
 from afdc.wire.datasets import StoredFile
 
 MAX_TEXTS = 4096
 MAX_PROMPTS = 1024
+Stop = Annotated[str, Field(min_length=1, max_length=1000)]
+Messages = Annotated[list[dict[str, str]], Field(min_length=1, max_length=1024)]
 
 
 class Adapter(Reply):
@@ -33,8 +35,8 @@ class Adapter(Reply):
 class PredictCreate(Model):
     """`POST /predict`."""
 
-    job: str | None = Field(default=None, description="whose adapter answers: a job, or")
-    adapter: str | None = Field(default=None, description="an adapter by id")
+    job: Id | None = Field(default=None, description="whose adapter answers: a job, or")
+    adapter: Id | None = Field(default=None, description="an adapter by id")
     texts: list[str] = Field(min_length=1, max_length=MAX_TEXTS)
 
 
@@ -59,16 +61,16 @@ class SamplingIn(Model):
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_tokens: int = Field(default=64, ge=1, le=1 << 17)
     seed: int | None = Field(default=None, ge=0, lt=1 << 63)
-    stop: list[str] = Field(default_factory=list, max_length=16)
+    stop: list[Stop] = Field(default_factory=list, max_length=16)
 
 
 class PromptIn(Model):
     """One prompt: raw text to continue, or chat messages."""
 
-    prompt: str | list[dict[str, str]]
+    prompt: str | Messages
     n: int = Field(default=1, ge=1, le=1024)
-    adapter: str | None = Field(default=None, description="name of a loaded adapter; default: the base model")
-    id: str = ""
+    adapter: Name | None = Field(default=None, description="name of a loaded adapter; default: the base model")
+    id: Name = ""
 
 
 class GenerateCreate(Model):
@@ -103,7 +105,7 @@ class ScoreCreate(Model):
 
     task: Task
     texts: list[str] = Field(min_length=1, max_length=MAX_TEXTS)
-    adapter: str | None = None
+    adapter: Name | None = Field(default=None, description="name of a loaded adapter; default: the base model")
 
 
 class ScoreReply(Reply):
@@ -118,7 +120,7 @@ class ScoreReply(Reply):
 class EngineAdapterCreate(Model):
     """`POST /engine/adapters`: put an adapter of this server into the engine; operators."""
 
-    adapter: str = Field(description="id of an adapter")
+    adapter: Id = Field(description="id of an adapter")
 
 
 class EngineAdapter(Reply):

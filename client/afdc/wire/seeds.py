@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import FailFast, Field
 
 from afdc.task import Model, Task
-from afdc.wire.common import Metadata, Reply, Timestamp
+from afdc.wire.common import Metadata, Name, Reply, Timestamp
 
 SeedKind = Literal["seeds", "gold", "unlabeled"]
 OnInvalid = Literal["reject", "skip"]
 MAX_LISTED_ERRORS = 100
+Examples = Annotated[list[dict[str, Any]], FailFast()]
+"""Of a list of millions of anything else, one fault is told."""
 
 
 class SeedSetCreate(Model):
@@ -20,15 +22,13 @@ class SeedSetCreate(Model):
     task: Task | None = Field(
         default=None, description="instruction and labels; without one it is inferred from the examples"
     )
-    examples: list[dict[str, Any]] = Field(
+    examples: Examples = Field(
         min_length=1, description='{"text": ..., "label": ..., "id"?: ...}; unlabeled: texts alone'
     )
-    holdout: list[dict[str, Any]] = Field(
-        default_factory=list, description="gold examples that jobs measure on and never train on"
-    )
+    holdout: Examples = Field(default_factory=list, description="gold examples that jobs measure on and never train on")
     kind: SeedKind = Field(default="seeds", description="what the examples are for")
     on_invalid: OnInvalid = Field(default="reject", description="what one bad example does: refuse all, or fall out")
-    name: str = Field(default="", max_length=200)
+    name: Name = ""
     metadata: Metadata = Field(default_factory=dict)
 
 

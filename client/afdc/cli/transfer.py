@@ -1,0 +1,123 @@
+"""`afdc pull` and `afdc export`: what a job has made, on this machine."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from glob import escape
+from pathlib import Path
+
+from afdc.cli.connect import ServerFlags, connect
+from afdc.cli.output import copy_to_stdout, message_console, print_json, visible
+from afdc.cli.progress import LiveProgress
+from afdc.cli.watch import Stage
+from afdc.errors import ConflictError, UsageError
+from afdc.files import user_path
+from afdc.layout import RunLayout
+from afdc.sdk.client import Client
+from afdc.sdk.exceptions import NotReadyError
+from afdc.wire.datasets import ExportFormat, StoredFile
+
+UNFINISHED = ".part"
+
+
+def pull_command(flags: ServerFlags, id: str, out: Path | None, adapter: bool | None, *, as_json: bool) -> None:
+    """Body of `afdc pull`.
+
+    Raises:
+        AfdcError: the job has not made it yet, the folder holds something else, or what arrives is not what was listed.
+    """
+    with connect(flags) as client, LiveProgress(message_console()) as progress:
+        handle = client.jobs.get(id)
+        layout = RunLayout(
+            user_path(out) if out is not None else Path(id)
+        )  # not the id of the reply, which may be any path
+        dataset = handle.dataset()
+        wants_adapter = adapter if adapter is not None else handle.job.adapter is not None
+        made = handle.adapter() if wants_adapter else None
+        check_folder(layout.dataset, dataset.dataset.files)
+        if made is not None:
+            check_folder(layout.adapter, made.adapter.files)
+        fetch(progress, "download data set", dataset.download, dataset.dataset.files, layout.dataset)
+        if made is not None:
+            fetch(progress, "download adapter", made.download, made.adapter.files, layout.adapter)
+    if as_json:
+        taken = {"id": dataset.id, "path": str(layout.dataset), "rows": dataset.dataset.rows}
+        tuned = None if made is None else {"id": made.id, "path": str(layout.adapter)}
+        print_json({"job": handle.id, "dataset": taken, "adapter": tuned})
+    else:
+        paths = [layout.dataset, *([layout.adapter] if made is not None else [])]
+        sys.stdout.writelines(f"{path}\n" for path in paths)
+        message_console().print(f"{dataset.dataset.rows:,} rows", soft_wrap=True)
+
+
+def check_folder(folder: Path, files: Sequence[StoredFile]) -> None:
+    """See that a download would not end up among files of something else.
+
+    Raises:
+        ConflictError: it would.
+    """
+    listed = {file.path for file in files}
+    there = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    foreign = sorted(path for path in there if path not in listed and path.removesuffix(UNFINISHED) not in listed)
+    if foreign:
+        told = f"{folder} holds {visible(foreign[0])!r}, which is not of this download"
+        raise ConflictError(told, remedy="Choose another folder with --out")
+
+
+def fetch(
+    progress: LiveProgress, title: str, download: Callable[..., Path], files: Sequence[StoredFile], folder: Path
+) -> None:
+    """Download file by file; the bar counts bytes."""
+    progress.stage(Stage(0, "download"), title, sum(file.bytes for file in files))
+    for file in files:
+        download(folder, include=escape(file.path))
+        progress.advance(file.bytes, files=1)
+
+
+def export_command(flags: ServerFlags, source: str, format: ExportFormat, output: str, *, as_json: bool) -> None:
+    """Body of `afdc export`.
+
+    Raises:
+        UsageError: "-" is a terminal. NotReadyError: the job has no data set yet.
+    """
+    to_stdout = output == "-"
+    if to_stdout and as_json:
+        raise UsageError("--json and --output - both want stdout", remedy="Leave one of them out")
+    if to_stdout and sys.stdout.isatty():
+        remedy = "Name a file with --output, or use a pipe: texts of anyone may hold what a terminal obeys"
+        raise UsageError("a data set is not for a terminal", remedy=remedy)
+    with connect(flags) as client:
+        id = dataset_id(client, source)
+        if to_stdout:
+            _print_export(client, id, format)
+            return
+        path = client.datasets.export(id, format, output)
+    size = path.stat().st_size
+    if as_json:
+        print_json({"dataset": id, "format": format, "path": str(path), "bytes": size})
+    else:
+        message_console().print(f"{size:,} bytes: {path}", soft_wrap=True)
+
+
+def dataset_id(client: Client, source: str) -> str:
+    """The id of a data set, or that of the one that a job has made.
+
+    Raises:
+        NotReadyError: the job has none yet.
+    """
+    if not source.startswith("job_"):
+        return source
+    job = client.jobs.get(source).job
+    if job.dataset is None:
+        raise NotReadyError(f"job {visible(job.id)} has no data set: it is {job.status}", remedy="Wait for it first")
+    return job.dataset
+
+
+def _print_export(client: Client, id: str, format: ExportFormat) -> None:
+    """Through a file: stdout cannot take back what a broken download has brought."""
+    with tempfile.TemporaryDirectory(prefix="afdc-export-") as folder:
+        path = client.datasets.export(id, format, Path(folder) / "export")
+        with path.open("rb") as stream:
+            copy_to_stdout(stream)
