@@ -86,8 +86,8 @@ class World:
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self._listener],), daemon=True)
 
-    def start(self, *, with_runner: bool = True) -> None:
-        self.services.engine.host.start().result(30)
+    def start(self, *, with_runner: bool = True, patience_s: float = 30) -> None:
+        self.services.engine.host.start().result(patience_s)
         if with_runner:
             self.services.runner.start()
         self._thread.start()

@@ -57,10 +57,10 @@ class Predictions(Reply):
 
 
 class SamplingIn(Model):
-    temperature: float = Field(default=1.0, ge=0, le=10)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    max_tokens: int = Field(default=64, ge=1, le=1 << 17)
-    seed: int | None = Field(default=None, ge=0, lt=1 << 63)
+    temperature: float = Field(default=1.0, ge=0, le=10, strict=True)
+    top_p: float = Field(default=1.0, gt=0, le=1, strict=True)
+    max_tokens: int = Field(default=64, ge=1, le=1 << 17, strict=True)
+    seed: int | None = Field(default=None, ge=0, lt=1 << 63, strict=True)
     stop: list[Stop] = Field(default_factory=list, max_length=16)
 
 
@@ -68,7 +68,7 @@ class PromptIn(Model):
     """One prompt: raw text to continue, or chat messages."""
 
     prompt: str | Messages
-    n: int = Field(default=1, ge=1, le=1024)
+    n: int = Field(default=1, ge=1, le=1024, strict=True)
     adapter: Name | None = Field(default=None, description="name of a loaded adapter; default: the base model")
     id: Name = ""
 

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 from afdc.version import afdc_version
 from afdc.wire.common import API_PREFIX
@@ -14,8 +15,9 @@ from afdc.wire.datasets import ReviewsCreate
 from afdc.wire.jobs import Event
 from afdc.wire.seeds import SeedSetCreate
 from afdc_server.api import adapters, datasets, engine, events, health, jobs, keys, problems, seeds
+from afdc_server.api.deps import Heavy
 from afdc_server.api.guard import Guard
-from afdc_server.api.openapi import add_schemas
+from afdc_server.api.openapi import complete
 from afdc_server.datasets.labelstudio import LabelStudioTask
 from afdc_server.service.services import Services
 
@@ -29,19 +31,40 @@ def build_app(services: Services) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        seeds.clear_spool(services.settings)
         services.hub.start()
         yield
         await services.hub.stop()
 
-    app = FastAPI(title="AFDC", version=afdc_version(), description=DESCRIPTION, lifespan=lifespan)
+    app = make_app(lifespan)
     app.state.services = services
+    app.state.heavy = Heavy()
+    app.add_middleware(Guard, limits=services.settings.limits)
+    return app
+
+
+def make_app(lifespan: Any = None) -> FastAPI:
+    """The routes and their OpenAPI document, without anything behind them."""
+    app = FastAPI(
+        title="AFDC",
+        version=afdc_version(),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        strict_content_type=False,
+        generate_unique_id_function=_operation_id,
+    )
     for module in (seeds, jobs, events, datasets, adapters, engine, keys):
         app.include_router(module.router, prefix=API_PREFIX)
     app.include_router(health.router)
     problems.install(app)
-    app.add_middleware(Guard, limits=services.settings.limits)
     _complete_document(app)
     return app
+
+
+def _operation_id(route: APIRoute) -> str:
+    """The endpoint's own name: generated clients call their methods so."""
+    return route.name
 
 
 def _complete_document(app: FastAPI) -> None:
@@ -49,22 +72,7 @@ def _complete_document(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            document = derive()
-            add_schemas(document, SeedSetCreate, Event, ReviewsCreate, LabelStudioTask)
-            _drop_default_422(document)
-            app.openapi_schema = document
+            app.openapi_schema = complete(derive(), (SeedSetCreate, Event, ReviewsCreate, LabelStudioTask))
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # the way that FastAPI documents
-
-
-def _drop_default_422(document: dict[str, Any]) -> None:
-    """FastAPI declares its own 422 where an endpoint declares none: ours has another shape."""
-    for path in document["paths"].values():
-        for operation in path.values():
-            reply = operation.get("responses", {}).get("422", {})
-            if "HTTPValidationError" in str(reply):
-                operation["responses"]["422"] = {
-                    "description": "Unprocessable Content",
-                    "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
-                }

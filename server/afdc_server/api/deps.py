@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Annotated
+from functools import partial
+from typing import Annotated, ParamSpec, TypeVar
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, Query, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import AfterValidator
+from starlette.concurrency import run_in_threadpool
+from starlette.convertors import StringConvertor, register_url_convertor
 
 from afdc.wire.common import DEFAULT_PAGE, MAX_PAGE
 from afdc_server.accounts.store import Caller, find_caller, note_use
-from afdc_server.service.errors import ForbiddenError, UnauthorizedError
+from afdc_server.service.errors import ForbiddenError, UnauthorizedError, missing
+from afdc_server.service.ids import JOB, VALID, is_id
 from afdc_server.service.services import Services
 
 bearer = HTTPBearer(auto_error=False, description="An API key: afdc_…")
+HEAVY_AT_ONCE = 8
+T = TypeVar("T")
+P = ParamSpec("P")
 
 
-async def get_services(request: Request) -> Services:  # async: FastAPI runs a plain def in a thread
+def get_services(request: Request) -> Services:
     """The services that the app was built on."""
     services: Services = request.app.state.services
     return services
@@ -26,19 +35,37 @@ async def get_services(request: Request) -> Services:  # async: FastAPI runs a p
 Held = Annotated[Services, Depends(get_services)]
 
 
-def authenticate(
-    services: Held, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)]
-) -> Caller:
-    """Who calls.
+class Heavy:
+    """Threads for work of seconds: uploads, plans, checks. They queue here, and short requests never wait for them."""
+
+    def __init__(self) -> None:
+        self._limiter = CapacityLimiter(HEAVY_AT_ONCE)
+
+    async def run(self, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+        """`work(...)` in one of the threads."""
+        return await to_thread.run_sync(partial(work, *args, **options), limiter=self._limiter)
+
+
+def get_heavy(request: Request) -> Heavy:
+    """The app's threads for long work."""
+    heavy: Heavy = request.app.state.heavy
+    return heavy
+
+
+HeavyThreads = Annotated[Heavy, Depends(get_heavy)]
+
+
+def identify(services: Services, key: str | None) -> Caller:
+    """Whose key it is.
 
     Raises:
         UnauthorizedError: no key, an unknown or a revoked one.
         TooManyError: the key has used up its requests of this minute.
     """
-    if credentials is None:
+    if key is None:
         raise UnauthorizedError("no API key", remedy="Send it as Authorization: Bearer afdc_…")
     with services.db.read() as connection:
-        found = find_caller(connection, services.secret, credentials.credentials)
+        found = find_caller(connection, services.secret, key)
     if found is None:
         raise UnauthorizedError("this API key is not valid", remedy="Check the key, or ask for a new one")
     caller, is_due = found
@@ -47,6 +74,21 @@ def authenticate(
         with services.db.write() as connection:
             note_use(connection, caller.key)
     return caller
+
+
+async def check_key(request: Request) -> None:
+    """Refuse a request without a valid key before its body is read. Raises as `identify`."""
+    credentials = await bearer(request)
+    key = credentials.credentials if credentials is not None else None
+    request.state.caller = await run_in_threadpool(identify, get_services(request), key)
+
+
+def authenticate(
+    request: Request, services: Held, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)]
+) -> Caller:
+    """Who calls; every endpoint but those of health depends on it. Raises as `identify`."""
+    known: Caller | None = getattr(request.state, "caller", None)
+    return known or identify(services, credentials.credentials if credentials is not None else None)
 
 
 def require(scope: str) -> Callable[[Caller], Awaitable[Caller]]:
@@ -74,7 +116,7 @@ class PageQuery:
 
 
 async def page_query(
-    after: Annotated[str, Query(max_length=64, description="last_id of the page before")] = "",
+    after: Annotated[str, Query(max_length=64, pattern="^[a-z0-9_]*$", description="last_id of the page before")] = "",
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = DEFAULT_PAGE,
 ) -> PageQuery:
     """Parameters of a list."""
@@ -82,3 +124,22 @@ async def page_query(
 
 
 Paged = Annotated[PageQuery, Depends(page_query)]
+
+
+class _IdConvertor(StringConvertor):
+    """What can be an id, in the paths of routes beside which fixed names stand: `/jobs/{id:id}`, `/jobs/preview`."""
+
+    regex = VALID.pattern
+
+
+register_url_convertor("id", _IdConvertor())
+
+
+def _is_job(id: str) -> str:
+    if not is_id(id, JOB):
+        raise missing("job", id)
+    return id
+
+
+JobId = Annotated[str, AfterValidator(_is_job)]
+"""Of a path. What cannot be an id is not looked up: it is a job that is not there."""

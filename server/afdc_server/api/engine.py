@@ -7,8 +7,10 @@ import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Body
+from fastapi import Path as PathParameter
 from sqlalchemy import Connection, Row, select
 from starlette.concurrency import run_in_threadpool
 
@@ -35,17 +37,29 @@ from afdc.wire.models import (
     ScoreReply,
 )
 from afdc_pipeline.seams import Generated, GenerateRequest, Sampling
+from afdc_server.api.bodies import ApiRoute
 from afdc_server.api.deps import AdminCaller, Held, ReadCaller
-from afdc_server.api.openapi import problems
+from afdc_server.api.openapi import SAMPLE, examples, problems
 from afdc_server.commands import OpenLabeller
 from afdc_server.db.schema import adapters
 from afdc_server.jobs import store
-from afdc_server.service.errors import BusyError, missing
-from afdc_server.service.ids import ADAPTER, is_id
+from afdc_server.service.errors import BusyError, TooLargeError, missing
+from afdc_server.service.ids import ADAPTER, JOB, is_id
 from afdc_server.service.services import Services
 
-router = APIRouter(tags=["engine"])
-ENGINE_PROBLEMS = problems(400, 401, 403, 404, 409, 413, 422, 429, 503)
+router = APIRouter(tags=["engine"], route_class=ApiRoute)
+ENGINE_PROBLEMS = problems(401, 403, 404, 408, 409, 413, 415, 422, 429, 503)
+UNLOAD_S = 60.0
+PREDICT = examples(
+    of_a_job={"job": JOB + SAMPLE, "texts": ["Where is my card?"]},
+    of_an_adapter={"adapter": ADAPTER + SAMPLE, "texts": ["Where is my card?", "Cancel it"]},
+)
+GENERATE: dict[str, Any] = examples(
+    text={"prompts": [{"prompt": "Once upon a time", "n": 2}], "sampling": {"max_tokens": 32, "seed": 0}},
+    chat={"prompts": [{"prompt": [{"role": "user", "content": "Say hello"}]}]},
+)
+SCORE = examples(base_model={"task": {"labels": [{"name": "card"}, {"name": "cancel"}]}, "texts": ["Where is my card?"]})
+LOAD = examples(by_id={"adapter": ADAPTER + SAMPLE})
 
 
 class Room:
@@ -56,7 +70,11 @@ class Room:
 
     @asynccontextmanager
     async def take(self, texts: int, limit: int) -> AsyncIterator[None]:
-        if self.taken and self.taken + texts > limit:
+        if texts > limit:
+            raise TooLargeError(
+                f"{texts:,} texts in one request, and {limit:,} are allowed", remedy="Send fewer at once"
+            )
+        if self.taken + texts > limit:
             raise BusyError(f"{self.taken} texts are under way", remedy="Try again", retry_after_s=1)
         self.taken += texts
         try:
@@ -69,7 +87,9 @@ room = Room()
 
 
 @router.post("/predict", summary="Label texts with a job's adapter", responses=ENGINE_PROBLEMS)
-async def predict(wanted: PredictCreate, services: Held, caller: ReadCaller) -> Predictions:
+async def predict(
+    wanted: Annotated[PredictCreate, Body(openapi_examples=PREDICT)], services: Held, caller: ReadCaller
+) -> Predictions:
     """Calibrated distributions over the labels. A text that cannot be scored has an `error` in its place."""
     row = await run_in_threadpool(_adapter_for, services, caller.tenant, wanted)
     folder = await run_in_threadpool(local_adapter, services, row)
@@ -129,7 +149,9 @@ def local_adapter(services: Services, row: Row[tuple[object, ...]]) -> Path:
 
 
 @router.post("/generate", summary="Generate with the engine", responses=ENGINE_PROBLEMS)
-async def generate(wanted: GenerateCreate, services: Held, _caller: AdminCaller) -> GenerateReply:
+async def generate(
+    wanted: Annotated[GenerateCreate, Body(openapi_examples=GENERATE)], services: Held, _caller: AdminCaller
+) -> GenerateReply:
     """Batched with everything else that runs. A refused prompt has an `error`; the others are answered."""
     requests = [_request(number, one, wanted.sampling) for number, one in enumerate(wanted.prompts)]
     async with room.take(sum(one.n for one in wanted.prompts), services.settings.limits.engine_texts):
@@ -165,8 +187,12 @@ def _generated(found: Generated, id: str) -> GeneratedOut:
 
 
 @router.post("/score", summary="Label log-probabilities from the engine", responses=ENGINE_PROBLEMS)
-async def score(wanted: ScoreCreate, services: Held, _caller: AdminCaller) -> ScoreReply:
+async def score(
+    wanted: Annotated[ScoreCreate, Body(openapi_examples=SCORE)], services: Held, _caller: AdminCaller
+) -> ScoreReply:
     """Exact log-probabilities of every label's token sequence, over the whole vocabulary."""
+    if wanted.task.is_open:
+        raise InputError("the task has no labels to score", remedy="Name its labels, or use POST /generate")
 
     async def work() -> ScoreReply:
         async with services.engine.pool.hold({wanted.adapter}):
@@ -197,7 +223,9 @@ async def list_engine_adapters(services: Held, _caller: AdminCaller) -> EngineAd
 
 
 @router.post("/engine/adapters", status_code=201, summary="Load an adapter", responses=ENGINE_PROBLEMS)
-async def load_engine_adapter(wanted: EngineAdapterCreate, services: Held, caller: AdminCaller) -> EngineAdapter:
+async def load_engine_adapter(
+    wanted: Annotated[EngineAdapterCreate, Body(openapi_examples=LOAD)], services: Held, caller: AdminCaller
+) -> EngineAdapter:
     """Verified, loaded beside the others and probed before its name can be used."""
 
     def look_up() -> tuple[str, Path]:
@@ -211,13 +239,20 @@ async def load_engine_adapter(wanted: EngineAdapterCreate, services: Held, calle
 
 
 @router.delete("/engine/adapters/{name}", summary="Unload an adapter", responses=problems(401, 403, 404, 409, 429, 503))
-async def unload_engine_adapter(name: str, services: Held, _caller: AdminCaller) -> Deleted:
+async def unload_engine_adapter(
+    name: Annotated[str, PathParameter(description="name in the list", examples=["job-r1-0123456789ab"])],
+    services: Held,
+    _caller: AdminCaller,
+) -> Deleted:
     """Once its requests are done. A job that needs it loads it again."""
 
     async def work() -> bool:
         if name not in services.engine.pool.entries():
             return False
-        await asyncio.wait_for(services.engine.pool.remove(name), 60)
+        try:
+            await asyncio.wait_for(services.engine.pool.remove(name), UNLOAD_S)
+        except TimeoutError as exc:
+            raise BusyError(f"adapter {name} is still in use", remedy="Try again", retry_after_s=5) from exc
         return True
 
     if not await services.engine.host.run(work()):

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from afdc.errors import InputError
 from afdc.wire.common import MAX_PAGE, Page
 from afdc.wire.jobs import Event
-from afdc_server.api.deps import Held, ReadCaller
+from afdc_server.api.deps import Held, JobId, ReadCaller
 from afdc_server.api.openapi import problems
 from afdc_server.jobs import store
 from afdc_server.jobs.hub import Channel, EventHub
@@ -26,22 +26,26 @@ router = APIRouter(tags=["jobs"])
 PING_S = 15.0
 SEND_S = 60.0
 MEDIA_TYPE = "text/event-stream"
+STREAM_EXAMPLE = (
+    "retry: 1000\n\nid: 1\nevent: job_queued\n"
+    'data: {"id":1,"kind":"job_queued","at":"2026-01-01T00:00:00Z","data":{}}\n\n'
+)
 HEADERS = [(b"content-type", MEDIA_TYPE.encode()), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
 PING, HELLO = b": ping\n\n", b"retry: 1000\n\n"
-MAX_ID = 1 << 53
+MAX_ID, MAX_DIGITS = 1 << 53, 16
 
 
 @router.get(
-    "/jobs/{id}/events",
+    "/jobs/{id:id}/events",
     response_model=Page[Event],
     summary="What happened to a job",
     responses={
-        200: {"content": {MEDIA_TYPE: {"schema": {"type": "string"}}}},
+        200: {"content": {MEDIA_TYPE: {"schema": {"type": "string"}, "example": STREAM_EXAMPLE}}},
         **problems(401, 403, 404, 422, 429, 503),
     },
 )
 async def get_events(
-    id: str,
+    id: JobId,
     services: Held,
     caller: ReadCaller,
     after: Annotated[int, Query(ge=0, lt=MAX_ID, description="the last event that is known")] = 0,
@@ -69,9 +73,10 @@ def _check(services: Services, tenant: str, id: str) -> None:
 def _position(last_event_id: str | None, after: int) -> int:
     if not last_event_id:
         return after
-    if not last_event_id.isascii() or not last_event_id.isdigit() or int(last_event_id[:20]) >= MAX_ID:
+    digits = last_event_id if len(last_event_id) <= MAX_DIGITS and last_event_id.isascii() else ""
+    if not digits.isdigit() or int(digits) >= MAX_ID:
         raise InputError(f"Last-Event-ID {last_event_id[:40]!r} is no event id", remedy="Send the last id that came")
-    return int(last_event_id)
+    return int(digits)
 
 
 def _page(services: Services, id: str, after: int, limit: int) -> Response:

@@ -6,25 +6,88 @@ import asyncio
 from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from afdc_server.api.problems import http_problem, request_id, respond
+from afdc.errors import AfdcError
+from afdc_server.api.problems import bug_problem, http_problem, log, request_id, respond
 from afdc_server.service.ids import REQUEST, new_id
 from afdc_server.service.settings import Limits
 
 STREAMED = ("application/jsonl", "application/x-ndjson", "text/csv", "text/plain")
 CLOSE = {"Connection": "close"}
 SAFE_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
+MIN_BYTES_S = 1024
+GRACE = 4
+"""Idle times that a body may take before its average speed counts."""
+LINGER_S = 2.0
+"""An answer that comes before the end of the body waits so long for the rest: a connection that is closed while its
+client still writes may take the answer with it."""
 
 
 @dataclass
-class _Body:
-    """What was read of one request's body."""
+class Exchange:
+    """One request and its answer: what was read of the body, and how far the answer is."""
 
+    limits: Limits
     limit: int
-    idle_s: float
+    whole: bool
+    receive_next: Receive
+    send_next: Send
     read: int = 0
-    whole: bool = False
+    begun: bool = False
+    first_read: float | None = None
+
+    async def receive(self) -> Message:
+        """The next message. The wait is bounded only while a body is still on its way.
+
+        Raises:
+            HTTPException: 408, nothing came for too long; 413, more came than is allowed.
+        """
+        if self.whole:
+            return await self.receive_next()
+        try:
+            async with asyncio.timeout(self._patience()):
+                message = await self.receive_next()
+        except TimeoutError as exc:
+            raise HTTPException(408, "The body comes too slowly. Send it again", CLOSE) from exc
+        self._count(message)
+        if self.read > self.limit:
+            raise too_large(self.limit)
+        return message
+
+    def _patience(self) -> float:
+        """Seconds for the next piece: the idle time, or what the slowest allowed speed leaves."""
+        now = asyncio.get_running_loop().time()
+        self.first_read = self.first_read if self.first_read is not None else now
+        idle = self.limits.body_idle_s
+        return max(0.0, min(idle, self.first_read + GRACE * idle + self.read / MIN_BYTES_S - now))
+
+    def _count(self, message: Message) -> None:
+        if message["type"] == "http.request":
+            self.read += len(message.get("body", b""))
+            self.whole = not message.get("more_body", False)
+        else:
+            self.whole = True  # the client has gone: nothing more comes
+
+    async def send(self, message: Message) -> None:
+        """Pass a part of the answer on. The last one waits for the rest of the body, within reason."""
+        if message["type"] == "http.response.start":
+            self.begun = True
+            _add_headers(message, closes=not self.whole)
+        elif not self.whole and not message.get("more_body", False):
+            await self.send_next({**message, "more_body": True})
+            await self._linger()
+            message = {"type": "http.response.body", "body": b"", "more_body": False}
+        await self.send_next(message)
+
+    async def _linger(self) -> None:
+        try:
+            async with asyncio.timeout(LINGER_S):
+                while not self.whole:
+                    self._count(await self.receive_next())
+        except TimeoutError:
+            return
 
 
 class Guard:
@@ -39,48 +102,57 @@ class Guard:
             await self._app(scope, receive, send)
             return
         token = request_id.set(new_id(REQUEST))
-
-        async def answer(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                _add_headers(message)
-            await send(message)
-
+        exchange = Exchange(self._limits, self._limit(scope), not _has_body(scope), receive, send)
         try:
-            body = _Body(self._limit(scope), self._limits.body_idle_s)
-            if _told_length(scope) > body.limit:
-                await respond(http_problem(_too_large(body.limit)), CLOSE)(scope, receive, answer)
-            else:
-                await self._app(scope, lambda: _receive(receive, body), answer)
+            await self._answer(scope, exchange)
         finally:
             request_id.reset(token)
+
+    async def _answer(self, scope: Scope, exchange: Exchange) -> None:
+        try:
+            refusal = _refusal(scope, exchange)
+            if refusal is None:
+                await self._app(scope, exchange.receive, exchange.send)
+            else:
+                await respond(http_problem(refusal), refusal.headers)(scope, exchange.receive, exchange.send)
+        except ClientDisconnect:
+            return
+        except Exception as exc:
+            if not exchange.begun:
+                await respond(bug_problem(exc))(scope, exchange.receive, exchange.send)
+            elif isinstance(exc, AfdcError):  # uvicorn cuts the connection, and so the client sees that this is not all
+                log.warning("an answer broke off", code=exc.code, detail=str(exc), request_id=request_id.get())
+            else:
+                bug_problem(exc)
 
     def _limit(self, scope: Scope) -> int:
         kind = _header(scope, b"content-type").partition(";")[0].strip().lower()
         return self._limits.upload_bytes if kind in STREAMED else self._limits.json_bytes
 
 
-async def _receive(receive: Receive, body: _Body) -> Message:
-    """The next message. The wait is bounded only while a body is still on its way."""
-    if body.whole:
-        return await receive()
-    try:
-        message = await asyncio.wait_for(receive(), body.idle_s)
-    except TimeoutError as exc:
-        raise HTTPException(408, f"No part of the body came for {body.idle_s:g} s. Send it again", CLOSE) from exc
-    if message["type"] == "http.request":
-        body.read += len(message.get("body", b""))
-        body.whole = not message.get("more_body", False)
-        if body.read > body.limit:
-            raise _too_large(body.limit)
-    return message
+def _refusal(scope: Scope, exchange: Exchange) -> HTTPException | None:
+    """Why the request is not even shown to the app."""
+    if _told_length(scope) > exchange.limit:
+        return too_large(exchange.limit)
+    coding = _header(scope, b"content-encoding").strip().lower()
+    if not exchange.whole and coding not in {"", "identity"}:
+        message = f"Bodies with Content-Encoding {coding[:40]!a} are not read here. Send it as it is"
+        return HTTPException(415, message, {**CLOSE, "Accept-Encoding": "identity"})
+    return None
+
+
+def _has_body(scope: Scope) -> bool:
+    """RFC 9112, 6.3: a request has one when it names a length or a transfer coding."""
+    return _told_length(scope) > 0 or bool(_header(scope, b"transfer-encoding"))
 
 
 def _told_length(scope: Scope) -> int:
     told = _header(scope, b"content-length")
-    return int(told[:20]) if told.isdigit() else 0
+    return int(told[:20]) if told.isascii() and told.isdigit() else 0
 
 
-def _too_large(limit: int) -> HTTPException:
+def too_large(limit: int) -> HTTPException:
+    """A body past the limit for its type."""
     return HTTPException(413, f"The body is larger than {limit:,} bytes. Send less, or upload JSONL or CSV", CLOSE)
 
 
@@ -88,7 +160,8 @@ def _header(scope: Scope, name: bytes) -> str:
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
 
 
-def _add_headers(message: Message) -> None:
+def _add_headers(message: Message, *, closes: bool) -> None:
     headers = [(b"x-request-id", request_id.get().encode()), *message.get("headers", [])]
     present = {name.lower() for name, _ in headers}
-    message["headers"] = [*headers, *(pair for pair in SAFE_HEADERS if pair[0] not in present)]
+    added = (*SAFE_HEADERS, *([(b"connection", b"close")] if closes else []))
+    message["headers"] = [*headers, *(pair for pair in added if pair[0] not in present)]

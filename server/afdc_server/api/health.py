@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import structlog
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sqlalchemy import text
@@ -17,6 +18,7 @@ from afdc_server.service.metrics import collect
 from afdc_server.service.services import Services
 
 router = APIRouter(tags=["health"])
+log = structlog.get_logger("afdc.health")
 CANARY_S = 30.0
 
 
@@ -50,7 +52,7 @@ async def _database(services: Services) -> str:
     try:
         await run_in_threadpool(ask)
     except AfdcError as exc:
-        return exc.message
+        return _told("database", exc)
     return "ok"
 
 
@@ -60,8 +62,14 @@ async def _engine(services: Services) -> str:
     except TimeoutError:
         return f"no token within {CANARY_S:g} s"
     except AfdcError as exc:
-        return exc.message
+        return _told("engine", exc)
     return "ok" if found == "ready" else found
+
+
+def _told(what: str, exc: AfdcError) -> str:
+    """What strangers may know; the error's own words can name hosts, users and paths."""
+    log.warning("not ready", part=what, error=str(exc))
+    return "does not answer"
 
 
 @router.get(

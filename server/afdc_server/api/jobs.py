@@ -6,9 +6,11 @@ import asyncio
 import csv
 import io
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Body, Header, Query, Response
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
@@ -28,25 +30,52 @@ from afdc.wire.jobs import (
     Preview,
 )
 from afdc_server.accounts.store import Caller
-from afdc_server.api.deps import Held, JobsCaller, Paged, ReadCaller
+from afdc_server.api.bodies import ApiRoute
+from afdc_server.api.deps import HeavyThreads, Held, JobId, JobsCaller, Paged, ReadCaller
 from afdc_server.api.idempotency import Key, Once, in_flight, keep_reply, stored_reply
-from afdc_server.api.openapi import problems
+from afdc_server.api.openapi import SAMPLE, examples, headers, links, problems
 from afdc_server.api.paging import fetch, make_page
 from afdc_server.db.schema import adapters, service_jobs
 from afdc_server.jobs import store
 from afdc_server.jobs.intake import check_job, enqueue, plan_job
-from afdc_server.jobs.preview import preview_job
+from afdc_server.jobs.preview import preview_job as make_preview
 from afdc_server.jobs.progress import ROUNDS
-from afdc_server.jobs.remove import delete_job
+from afdc_server.jobs.remove import delete_job as forget_job
 from afdc_server.jobs.states import Action
 from afdc_server.jobs.wire import etag, to_estimate, to_wire
 from afdc_server.ledger.schema import values as job_values
+from afdc_server.service.errors import BusyError
+from afdc_server.service.ids import DATASET, SEED
 from afdc_server.service.services import Services
 
-router = APIRouter(tags=["jobs"])
+router = APIRouter(tags=["jobs"], route_class=ApiRoute)
 MAX_WAIT_S = 60
-EXAMPLE = {"seeds": "seed_0190b6f0c0de7000a000000000000001", "settings": {"loop": {"rounds": 1}}, "name": "intents"}
-Body = JobCreate
+PREVIEWS_AT_ONCE = 4
+Wanted = Annotated[
+    JobCreate,
+    Body(
+        openapi_examples=examples(
+            defaults={"seeds": SEED + SAMPLE},
+            with_settings={
+                "seeds": SEED + SAMPLE,
+                "preset": "default",
+                "settings": {"augment": {"variants": 8}, "loop": {"rounds": 1}},
+                "name": "intents",
+                "metadata": {"team": "support"},
+            },
+        )
+    ),
+]
+Again = Annotated[
+    JobRetry | None,
+    Body(openapi_examples=examples(go_on={}, with_reviews={"reviews": [DATASET + SAMPLE]})),
+]
+CREATED = {
+    "description": "Accepted",
+    "headers": headers("Location", "Idempotency-Replayed"),
+    "links": links("id", "get_job", "get_events", "get_rounds", "get_metrics", "get_checkpoints", "cancel_job")
+    | links("id", "pause_job", "resume_job", "retry_job", "delete_job"),
+}
 
 
 @router.post(
@@ -54,12 +83,14 @@ Body = JobCreate
     status_code=202,
     response_model=Job,
     summary="Start a job",
-    responses=problems(400, 401, 403, 404, 409, 413, 422, 429, 503),
+    responses={202: CREATED, **problems(401, 403, 404, 408, 409, 413, 415, 422, 429, 503)},
 )
-def create_job(wanted: Body, services: Held, caller: JobsCaller, key: Key = None) -> Response:
+async def create_job(
+    wanted: Wanted, services: Held, heavy: HeavyThreads, caller: JobsCaller, key: Key = None
+) -> Response:
     """Checked whole, then queued. With an Idempotency-Key a repeat gets the same job."""
     once = Once.of(caller.tenant, key, "POST /jobs", wanted.model_dump(mode="json"))
-    return _create(services, caller, wanted, once, None)
+    return await heavy.run(_create, services, caller, wanted, once, None)
 
 
 def _create(services: Services, caller: Caller, wanted: JobCreate, once: Once, parent: str | None) -> Response:
@@ -75,18 +106,40 @@ def _create(services: Services, caller: Caller, wanted: JobCreate, once: Once, p
     return reply
 
 
-@router.post(
-    "/jobs/estimate", summary="What a job would cost", responses=problems(400, 401, 403, 404, 413, 422, 429, 503)
-)
-def estimate_job(wanted: Body, services: Held, caller: ReadCaller) -> Estimate:
+PLANNING = problems(401, 403, 404, 408, 413, 415, 422, 429, 503)
+
+
+@router.post("/jobs/estimate", summary="What a job would cost", responses=PLANNING)
+async def estimate_job(wanted: Wanted, services: Held, heavy: HeavyThreads, caller: ReadCaller) -> Estimate:
     """Tokens, seconds and texts. Nothing is stored or generated."""
-    return to_estimate(plan_job(services, caller.tenant, wanted))
+    return to_estimate(await heavy.run(plan_job, services, caller.tenant, wanted))
 
 
-@router.post("/jobs/preview", summary="A few rows of a job", responses=problems(400, 401, 403, 404, 413, 422, 429, 503))
-async def preview(
-    wanted: Body,
+class _Previews:
+    """Those under way: each is a small job with a thread of its own."""
+
+    def __init__(self) -> None:
+        self._running = 0
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        if self._running >= PREVIEWS_AT_ONCE:
+            raise BusyError(f"{self._running} previews are under way", remedy="Try again", retry_after_s=5)
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
+
+
+_previews = _Previews()
+
+
+@router.post("/jobs/preview", summary="A few rows of a job", responses=PLANNING)
+async def preview_job(
+    wanted: Wanted,
     services: Held,
+    heavy: HeavyThreads,
     caller: JobsCaller,
     rows: Annotated[int, Query(ge=1, le=20, description="texts to generate")] = 10,
 ) -> Preview:
@@ -94,11 +147,12 @@ async def preview(
 
     Nothing is stored.
     """
-    config, inputs = await run_in_threadpool(check_job, services, caller.tenant, wanted)
-    return await preview_job(services, config, inputs, rows)
+    config, inputs = await heavy.run(check_job, services, caller.tenant, wanted)
+    with _previews.one():
+        return await make_preview(services, config, inputs, rows)
 
 
-@router.get("/jobs", summary="List jobs, newest first", responses=problems(401, 403, 422, 429))
+@router.get("/jobs", summary="List jobs, newest first", responses=problems(401, 403, 422, 429, 503))
 def list_jobs(
     services: Held,
     caller: ReadCaller,
@@ -114,13 +168,17 @@ def list_jobs(
 
 
 @router.get(
-    "/jobs/{id}",
+    "/jobs/{id:id}",
     response_model=Job,
     summary="A job",
-    responses={304: {"description": "Not Modified"}, **problems(401, 403, 404, 422, 429)},
+    responses={
+        200: {"headers": headers("ETag")},
+        304: {"description": "The job is what If-None-Match names", "headers": headers("ETag")},
+        **problems(401, 403, 404, 422, 429, 503),
+    },
 )
 async def get_job(
-    id: str,
+    id: JobId,
     services: Held,
     caller: ReadCaller,
     wait: Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="seconds to wait for a change")] = 0,
@@ -138,11 +196,15 @@ async def _await_change(services: Services, tenant: str, id: str, wait: float, k
     row = await run_in_threadpool(_read, services, tenant, id)
     if not wait:
         return row
+    if services.hub.watchers >= services.settings.limits.streams:
+        raise BusyError("too many clients wait for jobs", remedy="Ask without wait", retry_after_s=10)
     known = known or etag(row)
     loop = asyncio.get_running_loop()
     end = loop.time() + wait
     with services.hub.watch(id) as channel:
         while etag(row) == known and row.status not in TERMINAL and (left := end - loop.time()) > 0:
+            if services.hub.closing:
+                break
             wake = channel.wake
             row = await run_in_threadpool(_read, services, tenant, id)
             if etag(row) != known:
@@ -172,54 +234,65 @@ def _steer(services: Services, tenant: str, id: str, action: Action) -> Job:
 STEERING = problems(401, 403, 404, 409, 429, 503)
 
 
-@router.post("/jobs/{id}/cancel", summary="Stop a job for good", responses=STEERING)
-def cancel_job(id: str, services: Held, caller: JobsCaller) -> Job:
+@router.post("/jobs/{id:id}/cancel", summary="Stop a job for good", responses=STEERING)
+def cancel_job(id: JobId, services: Held, caller: JobsCaller) -> Job:
     """Its finished rounds stay; `retry` goes on from there."""
     return _steer(services, caller.tenant, id, "cancel")
 
 
-@router.post("/jobs/{id}/pause", summary="Stop a job for now", responses=STEERING)
-def pause_job(id: str, services: Held, caller: JobsCaller) -> Job:
+@router.post("/jobs/{id:id}/pause", summary="Stop a job for now", responses=STEERING)
+def pause_job(id: JobId, services: Held, caller: JobsCaller) -> Job:
     """It lets go of the engine at its next safe point, and keeps everything finished."""
     return _steer(services, caller.tenant, id, "pause")
 
 
-@router.post("/jobs/{id}/resume", summary="Go on with a paused job", responses=STEERING)
-def resume_job(id: str, services: Held, caller: JobsCaller) -> Job:
+@router.post("/jobs/{id:id}/resume", summary="Go on with a paused job", responses=STEERING)
+def resume_job(id: JobId, services: Held, caller: JobsCaller) -> Job:
     return _steer(services, caller.tenant, id, "resume")
 
 
 @router.post(
-    "/jobs/{id}/retry", response_model=Job, summary="Try again", responses=problems(401, 403, 404, 409, 422, 429, 503)
+    "/jobs/{id:id}/retry",
+    response_model=Job,
+    summary="Try again",
+    responses={
+        202: {**CREATED, "model": Job, "description": "With reviews: the new job"},
+        **problems(401, 403, 404, 408, 409, 413, 415, 422, 429, 503),
+    },
 )
-def retry_job(id: str, services: Held, caller: JobsCaller, wanted: JobRetry | None = None, key: Key = None) -> Response:
+async def retry_job(
+    id: JobId, services: Held, heavy: HeavyThreads, caller: JobsCaller, wanted: Again = None, key: Key = None
+) -> Response:
     """A failed, cancelled or expired job goes on from where it stopped. With `reviews` it becomes a new job (202)."""
     if wanted is None or not wanted.reviews:
-        return Response(_steer(services, caller.tenant, id, "retry").model_dump_json(), 200, None, "application/json")
-    with services.db.read() as connection:
-        row = store.get(connection, caller.tenant, id)
-    before = JobCreate.model_validate(row.request)
+        job = await run_in_threadpool(_steer, services, caller.tenant, id, "retry")
+        return Response(job.model_dump_json(), 200, None, "application/json")
+    return await heavy.run(_retry_with, services, caller, id, wanted, key)
+
+
+def _retry_with(services: Services, caller: Caller, id: str, wanted: JobRetry, key: str | None) -> Response:
+    before = JobCreate.model_validate(_read(services, caller.tenant, id).request)
     reviews = list(dict.fromkeys([*before.reviews, *wanted.reviews]))
     once = Once.of(caller.tenant, key, f"POST /jobs/{id}/retry", wanted.model_dump(mode="json"))
     return _create(services, caller, before.model_copy(update={"reviews": reviews}), once, id)
 
 
-@router.delete("/jobs/{id}", summary="Delete a job", responses=problems(401, 403, 404, 409, 429, 503))
-def remove_job(id: str, services: Held, caller: JobsCaller) -> Deleted:
+@router.delete("/jobs/{id:id}", summary="Delete a job", responses=problems(401, 403, 404, 409, 429, 503))
+def delete_job(id: JobId, services: Held, caller: JobsCaller) -> Deleted:
     """With its data sets and adapters. 409 while it is not at its end: cancel it first."""
     with services.db.write() as connection:
         row = store.get(connection, caller.tenant, id)
         if row.status not in TERMINAL:
             raise ConflictError(f"job {id} is {row.status}", remedy="Cancel it first")
-        locations = delete_job(connection, caller.tenant, id)
+        locations = forget_job(connection, caller.tenant, id)
     for location in locations:
         services.artifacts.delete(location)
     shutil.rmtree(services.settings.work / id, ignore_errors=True)
     return Deleted(id=id)
 
 
-@router.get("/jobs/{id}/rounds", summary="Its finished rounds", responses=problems(401, 403, 404, 429))
-def get_rounds(id: str, services: Held, caller: ReadCaller) -> JobRounds:
+@router.get("/jobs/{id:id}/rounds", summary="Its finished rounds", responses=problems(401, 403, 404, 429, 503))
+def get_rounds(id: JobId, services: Held, caller: ReadCaller) -> JobRounds:
     return JobRounds(data=_rounds(services, caller.tenant, id))
 
 
@@ -235,13 +308,16 @@ METRICS = ("round", "candidates", "selected", "flip_rate", "agreement", "mean_co
 
 
 @router.get(
-    "/jobs/{id}/metrics",
+    "/jobs/{id:id}/metrics",
     response_model=list[dict[str, Any]],
     summary="Numbers by round, flat",
-    responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}, **problems(401, 403, 404, 422, 429)},
+    responses={
+        200: {"content": {"text/csv": {"schema": {"type": "string"}}}},
+        **problems(401, 403, 404, 422, 429, 503),
+    },
 )
 def get_metrics(
-    id: str, services: Held, caller: ReadCaller, format: Annotated[Literal["json", "csv"], Query()] = "json"
+    id: JobId, services: Held, caller: ReadCaller, format: Annotated[Literal["json", "csv"], Query()] = "json"
 ) -> Any:
     """One line a round: counts, flips, agreement, accuracy on held-out gold and on the gold set."""
     rows = [_flat(result) for result in _rounds(services, caller.tenant, id)]
@@ -263,8 +339,8 @@ def _flat(result: RoundResult) -> dict[str, Any]:
     return {**flat, "activated": result.activated, "seconds": round(sum(result.seconds.values()), 3)}
 
 
-@router.get("/jobs/{id}/checkpoints", summary="Adapters of its rounds", responses=problems(401, 403, 404, 429))
-def get_checkpoints(id: str, services: Held, caller: ReadCaller) -> Checkpoints:
+@router.get("/jobs/{id:id}/checkpoints", summary="Adapters of its rounds", responses=problems(401, 403, 404, 429, 503))
+def get_checkpoints(id: JobId, services: Held, caller: ReadCaller) -> Checkpoints:
     with services.db.read() as connection:
         store.get(connection, caller.tenant, id)
         where = (adapters.c.job == id, adapters.c.tenant == caller.tenant)

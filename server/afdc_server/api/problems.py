@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Mapping
 from contextvars import ContextVar
 from http import HTTPStatus
@@ -14,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from afdc.errors import (
     AdapterError,
@@ -64,6 +66,9 @@ HTTP_CODES = {
     415: "unsupported_media_type",
     416: "range_not_satisfiable",
 }
+NOWHERE = "There is nothing at this path. Check it, and the id in it"
+STORAGE = "The server cannot read or write what it keeps. Try again; if that does not help, tell the operator"
+"""What clients read of a StorageError: its own words name hosts and paths, and stand in the log."""
 SHOWN_FAULTS = 100
 INTERNAL = "internal"
 
@@ -103,7 +108,7 @@ def problem_of(exc: AfdcError) -> Problem:
     return Problem(
         title=HTTPStatus(status).phrase,
         status=status,
-        detail=str(exc),
+        detail=STORAGE if isinstance(exc, StorageError) else str(exc),
         code=exc.code,
         request_id=request_id.get(),
         retryable=status in {429, 503} or exc.code == "request_in_flight",
@@ -144,7 +149,7 @@ async def _on_afdc_error(_request: Request, exc: Exception) -> Response:
     if isinstance(exc, UnauthorizedError):
         headers["WWW-Authenticate"] = "Bearer"
     if problem.status >= 500:
-        log.warning("request failed", code=problem.code, detail=problem.detail, request_id=problem.request_id)
+        log.warning("request failed", code=problem.code, detail=str(exc), request_id=problem.request_id)
     return respond(problem, headers)
 
 
@@ -171,9 +176,21 @@ def _printable(text: str) -> str:
     return text[:500].encode("utf-8", "replace").decode()
 
 
-async def _on_http_error(_request: Request, exc: Exception) -> Response:
+async def _on_http_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)  # noqa: S101 - registered for it alone
-    return respond(http_problem(exc), exc.headers)
+    headers = dict(exc.headers or {})
+    if exc.status_code == 405:
+        headers["Allow"] = ", ".join(_methods(request))
+    return respond(http_problem(exc), headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """Every method that the path takes; starlette names those of the first route alone."""
+    found: set[str] = set()
+    for route in request.app.router.routes:
+        if route.matches(request.scope)[0] != Match.NONE:
+            found |= getattr(route, "methods", None) or set()
+    return sorted(found)
 
 
 def http_problem(exc: HTTPException) -> Problem:
@@ -181,7 +198,7 @@ def http_problem(exc: HTTPException) -> Problem:
     return Problem(
         title=HTTPStatus(exc.status_code).phrase,
         status=exc.status_code,
-        detail=str(exc.detail),
+        detail=str(exc.detail) if exc.detail != "Not Found" else NOWHERE,
         code=HTTP_CODES.get(exc.status_code, "http_error"),
         request_id=request_id.get(),
         retryable=exc.status_code == 408,
@@ -189,13 +206,17 @@ def http_problem(exc: HTTPException) -> Problem:
 
 
 async def _on_bug(_request: Request, exc: Exception) -> Response:
-    """What we did not foresee: the reply says nothing of it, and the log all."""
-    log.error("unexpected error", request_id=request_id.get(), exc_info=exc)
-    problem = Problem(
+    return respond(bug_problem(exc))
+
+
+def bug_problem(exc: Exception) -> Problem:
+    """What we did not foresee: the reply says nothing of it, and the log all but the values of variables."""
+    trace = "".join(traceback.format_exception(exc))
+    log.error("unexpected error", request_id=request_id.get(), trace=trace)
+    return Problem(
         title="Internal Server Error",
         status=500,
         detail="An unexpected error: give the operator the request id",
         code=INTERNAL,
         request_id=request_id.get(),
     )
-    return respond(problem)

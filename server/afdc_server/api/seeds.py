@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -11,26 +13,29 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import ValidationError
+from pydantic import StringConstraints, ValidationError
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
-from afdc.errors import ConflictError, InputError
+from afdc.errors import ConflictError, InputError, StorageError
+from afdc.files import canonical_json
 from afdc.records import read_records
 from afdc.task import Label, Task
 from afdc.wire.common import Deleted, Fault, Page
 from afdc.wire.seeds import OnInvalid, SeedExample, SeedKind, SeedReport, SeedSet, SeedSetCreate
 from afdc_server.accounts.store import Caller
-from afdc_server.api.deps import Held, JobsCaller, Paged, ReadCaller
+from afdc_server.api.bodies import JSON, media_type, parse_json
+from afdc_server.api.deps import Heavy, HeavyThreads, Held, JobsCaller, Paged, ReadCaller
 from afdc_server.api.idempotency import Key, Once, in_flight, keep_reply, stored_reply
-from afdc_server.api.openapi import body_of, problems
+from afdc_server.api.openapi import body_of, headers, links, problems
 from afdc_server.api.paging import fetch, make_page
 from afdc_server.api.problems import RequestError, validation_error
 from afdc_server.db.schema import seed_sets
 from afdc_server.seeds import store
-from afdc_server.seeds.intake import Intake, records_of, take_in
+from afdc_server.seeds.intake import Intake, check_wording, records_of, take_in
 from afdc_server.service.errors import UnsupportedError
 from afdc_server.service.services import Services
+from afdc_server.service.settings import ServerSettings
 
 router = APIRouter(tags=["seeds"])
 SUFFIXES = {
@@ -39,8 +44,19 @@ SUFFIXES = {
     "text/csv": ".csv",
     "text/plain": ".txt",
 }
-JSON = "application/json"
-MAX_TASK = 200_000
+MAX_TASK = 20_000  # a request's line has 64 KiB at most
+MAX_LABEL = 1000
+LabelName = Annotated[str, StringConstraints(min_length=1, max_length=MAX_LABEL)]
+SPOOL = "uploads"
+EXAMPLE = {
+    "task": {
+        "instruction": "Which intent does the message have?",
+        "labels": [{"name": "card", "description": "about a card"}, {"name": "cancel"}],
+    },
+    "examples": [{"text": "Where is my card?", "label": "card"}, {"text": "Cancel it", "label": "cancel"}],
+    "holdout": [{"text": "The card has not come", "label": "card"}],
+    "name": "intents",
+}
 STREAM_EXAMPLES = {
     "application/jsonl": '{"text": "Where is my card?", "label": "card"}\n{"text": "Cancel it", "label": "cancel"}\n',
     "text/csv": "text,label\nWhere is my card?,card\nCancel it,cancel\n",
@@ -71,35 +87,40 @@ def _task_of(instruction: str, labels: list[str] | None, task: str) -> Task | No
     """The task that a stream's query names; None: the labels are inferred, and an instruction alone joins them."""
     try:
         if task:
-            return Task.model_validate_json(task)
+            return check_wording(Task.model_validate(parse_json(task.encode())))
         if not labels:
             return None
         names = tuple(Label(name=name) for name in labels)
-        return Task(labels=names, **({"instruction": instruction} if instruction else {}))
+        return check_wording(Task(labels=names, **({"instruction": instruction} if instruction else {})))
     except ValidationError as exc:
         raise validation_error(exc, "query task: " if task else "query label: ") from exc
 
 
-async def _take(request: Request, services: Services, options: Wanted, instruction: str) -> Upload:
-    kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
+async def _take(request: Request, services: Services, heavy: Heavy, options: Wanted, instruction: str) -> Upload:
+    kind = media_type(request.headers)
     if kind == JSON:
-        data = await _json_body(request)
-        return await run_in_threadpool(_from_json, data, services)
+        return await heavy.run(_from_json, await request.body(), services)
     if kind not in SUFFIXES:
-        raise UnsupportedError(f"bodies of type {kind!r} are not read here", remedy=f"Send {JSON} or {list(SUFFIXES)}")
-    async with _spooled(request, SUFFIXES[kind]) as path:
-        return await run_in_threadpool(_from_file, path, options, instruction, services)
+        raise UnsupportedError(f"bodies of type {kind[:80]!a} are not read here", remedy=f"Send {JSON} or {_kinds()}")
+    async with _spooled(request, services.settings, SUFFIXES[kind]) as path:
+        return await heavy.run(_from_file, path, options, instruction, services)
 
 
-async def _json_body(request: Request) -> SeedSetCreate:
-    body = await request.body()
+def _kinds() -> str:
+    return ", ".join(SUFFIXES)
+
+
+def _read_body(body: bytes) -> SeedSetCreate:
     try:
-        return await run_in_threadpool(SeedSetCreate.model_validate_json, body)
+        return SeedSetCreate.model_validate(parse_json(body))
     except ValidationError as exc:
         raise validation_error(exc) from exc
 
 
-def _from_json(data: SeedSetCreate, services: Services) -> Upload:
+def _from_json(body: bytes, services: Services) -> Upload:
+    data = _read_body(body)
+    if data.task is not None:
+        check_wording(data.task)
     wanted = Wanted(data.kind, data.on_invalid, data.name, data.task, dict(data.metadata))
     intake = take_in(
         records_of(data.examples),
@@ -122,7 +143,7 @@ def _from_file(path: Path, wanted: Wanted, instruction: str, services: Services)
         max_rows=_max_rows(services, wanted.kind),
     )
     if instruction and intake.task is not None:
-        intake.task = intake.task.model_copy(update={"instruction": instruction})
+        intake.task = check_wording(intake.task.model_copy(update={"instruction": instruction}))
     return Upload(wanted, intake)
 
 
@@ -132,13 +153,27 @@ def _max_rows(services: Services, kind: SeedKind) -> int:
 
 
 @asynccontextmanager
-async def _spooled(request: Request, suffix: str) -> AsyncIterator[Path]:
-    """The body in a temporary file: it is read more than once, and never whole in memory."""
-    with tempfile.NamedTemporaryFile(prefix="afdc-upload-", suffix=suffix) as stream:
+async def _spooled(request: Request, settings: ServerSettings, suffix: str) -> AsyncIterator[Path]:
+    """The body in a temporary file: it is read more than once, and never whole in memory.
+
+    Raises:
+        StorageError: the disk is full.
+    """
+    folder = settings.data / SPOOL
+    folder.mkdir(exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=suffix) as stream:
         async for piece in request.stream():
-            await run_in_threadpool(stream.write, piece)
-        stream.flush()
+            try:
+                await run_in_threadpool(stream.write, piece)
+                stream.flush()
+            except OSError as exc:
+                raise StorageError(f"an upload cannot be kept: {exc.strerror}", remedy="Free space") from exc
         yield Path(stream.name)
+
+
+def clear_spool(settings: ServerSettings) -> None:
+    """Remove what uploads left behind when the server was killed; nobody else works on the folder."""
+    shutil.rmtree(settings.data / SPOOL, ignore_errors=True)
 
 
 @router.post(
@@ -146,29 +181,36 @@ async def _spooled(request: Request, suffix: str) -> AsyncIterator[Path]:
     status_code=201,
     response_model=SeedSet,
     summary="Upload seeds, gold or texts",
-    responses=problems(400, 401, 403, 408, 409, 413, 415, 422, 429, 503),
-    openapi_extra=body_of(SeedSetCreate, STREAM_EXAMPLES),
+    responses={
+        201: {
+            "headers": headers("Location", "Idempotency-Replayed"),
+            "links": links("id", "get_seeds", "list_examples", "delete_seeds"),
+        },
+        **problems(401, 403, 408, 409, 413, 415, 422, 429, 503),
+    },
+    openapi_extra=body_of(SeedSetCreate, EXAMPLE, STREAM_EXAMPLES),
 )
 async def create_seeds(
     request: Request,
     services: Held,
+    heavy: HeavyThreads,
     caller: JobsCaller,
     key: Key = None,
     kind: Annotated[SeedKind, Query(description="streams: what the rows are for")] = "seeds",
     on_invalid: Annotated[OnInvalid, Query(description="streams: what one bad row does")] = "reject",
     name: Annotated[str, Query(max_length=200, description="streams")] = "",
     instruction: Annotated[str, Query(max_length=20_000, description="streams: the task's instruction")] = "",
-    label: Annotated[list[str] | None, Query(max_length=1024, description="streams: the task's labels")] = None,
+    label: Annotated[list[LabelName] | None, Query(max_length=1024, description="streams: the task's labels")] = None,
     task: Annotated[str, Query(max_length=MAX_TASK, description="streams: the whole task, as JSON")] = "",
 ) -> Response:
     """As JSON, or as a stream of JSONL, CSV or (texts alone) plain text. 422 lists every fault with its line."""
     options = Wanted(kind, on_invalid, name, _task_of(instruction, label, task), {})
-    upload = await _take(request, services, options, instruction)
-    return await run_in_threadpool(_store, services, caller, upload, key)
+    upload = await _take(request, services, heavy, options, instruction)
+    return await heavy.run(_store, services, caller, upload, key)
 
 
 def _store(services: Services, caller: Caller, upload: Upload, key: str | None) -> Response:
-    intake, wanted = upload.intake, upload.wanted
+    intake = upload.intake
     once = Once.of(caller.tenant, key, "POST /seeds", _identity(upload))
     with in_flight.hold(once):
         with services.db.read() as connection:
@@ -176,7 +218,14 @@ def _store(services: Services, caller: Caller, upload: Upload, key: str | None) 
                 return reply
         if not intake.report.valid:
             raise _invalid(intake.report)
-        id, sha256 = store.store_rows(services.artifacts, intake)
+        return _insert(services, caller, upload, once)
+
+
+def _insert(services: Services, caller: Caller, upload: Upload, once: Once) -> Response:
+    """Rows first, then the word that they are there; where that fails, the rows go again."""
+    intake, wanted = upload.intake, upload.wanted
+    id, sha256 = store.store_rows(services.artifacts, intake)
+    try:
         with services.db.write() as connection:
             made = store.insert_set(
                 connection,
@@ -189,13 +238,19 @@ def _store(services: Services, caller: Caller, upload: Upload, key: str | None) 
                 meta=wanted.metadata,
             )
             return keep_reply(connection, once, 201, made.model_dump_json(), f"/v1/seeds/{id}")
+    except Exception:
+        services.artifacts.delete(store.location(id))
+        raise
 
 
 def _identity(upload: Upload) -> list[Any]:
-    """What makes two uploads the same request."""
-    wanted, rows = upload.wanted, upload.intake.rows
+    """What makes two uploads the same request; the rows as one hash, so that a large set is not copied for it."""
+    wanted = upload.wanted
     task = upload.intake.task.model_dump(mode="json") if upload.intake.task else None
-    return [wanted.kind, wanted.on_invalid, wanted.name, wanted.metadata, task, [row.to_dict() for row in rows]]
+    rows = hashlib.sha256()
+    for row in upload.intake.rows:
+        rows.update(canonical_json(row.to_dict()))
+    return [wanted.kind, wanted.on_invalid, wanted.name, wanted.metadata, task, rows.hexdigest()]
 
 
 def _invalid(report: SeedReport) -> RequestError:
@@ -216,26 +271,27 @@ def _invalid(report: SeedReport) -> RequestError:
     "/seeds/validate",
     response_model=SeedReport,
     summary="Check an upload and store nothing",
-    responses=problems(400, 401, 403, 408, 413, 415, 422, 429),
-    openapi_extra=body_of(SeedSetCreate, STREAM_EXAMPLES),
+    responses=problems(401, 403, 408, 413, 415, 422, 429, 503),
+    openapi_extra=body_of(SeedSetCreate, EXAMPLE, STREAM_EXAMPLES),
 )
 async def validate_seeds(
     request: Request,
     services: Held,
+    heavy: HeavyThreads,
     _caller: ReadCaller,
     kind: Annotated[SeedKind, Query(description="streams")] = "seeds",
     on_invalid: Annotated[OnInvalid, Query(description="streams")] = "reject",
     instruction: Annotated[str, Query(max_length=20_000, description="streams")] = "",
-    label: Annotated[list[str] | None, Query(max_length=1024, description="streams")] = None,
+    label: Annotated[list[LabelName] | None, Query(max_length=1024, description="streams")] = None,
     task: Annotated[str, Query(max_length=MAX_TASK, description="streams")] = "",
 ) -> SeedReport:
     """200 with the report, also when it says that the examples cannot be used."""
     options = Wanted(kind, on_invalid, "", _task_of(instruction, label, task), {})
-    upload = await _take(request, services, options, instruction)
+    upload = await _take(request, services, heavy, options, instruction)
     return upload.intake.report
 
 
-@router.get("/seeds", summary="List seed sets, newest first", responses=problems(401, 403, 422, 429))
+@router.get("/seeds", summary="List seed sets, newest first", responses=problems(401, 403, 422, 429, 503))
 def list_seeds(services: Held, caller: ReadCaller, page: Paged) -> Page[SeedSet]:
     with services.db.read() as connection:
         query = select(seed_sets).where(seed_sets.c.tenant == caller.tenant)
@@ -243,13 +299,13 @@ def list_seeds(services: Held, caller: ReadCaller, page: Paged) -> Page[SeedSet]
     return make_page([store.to_wire(row) for row in rows], [row.id for row in rows], page.limit)
 
 
-@router.get("/seeds/{id}", summary="A seed set", responses=problems(401, 403, 404, 429))
+@router.get("/seeds/{id:id}", summary="A seed set", responses=problems(401, 403, 404, 429, 503))
 def get_seeds(id: str, services: Held, caller: ReadCaller) -> SeedSet:
     with services.db.read() as connection:
         return store.get_set(connection, caller.tenant, id)
 
 
-@router.get("/seeds/{id}/examples", summary="Its rows", responses=problems(401, 403, 404, 422, 429, 503))
+@router.get("/seeds/{id:id}/examples", summary="Its rows", responses=problems(401, 403, 404, 422, 429, 503))
 def list_examples(id: str, services: Held, caller: ReadCaller, page: Paged) -> Page[SeedExample]:
     """In the order of the upload; the held-out ones last."""
     with services.db.read() as connection:
@@ -264,7 +320,7 @@ def _behind(rows: Iterator[SeedExample], after: str) -> Iterator[SeedExample]:
     return rows
 
 
-@router.delete("/seeds/{id}", summary="Delete a seed set", responses=problems(401, 403, 404, 409, 429, 503))
+@router.delete("/seeds/{id:id}", summary="Delete a seed set", responses=problems(401, 403, 404, 409, 429, 503))
 def delete_seeds(id: str, services: Held, caller: JobsCaller) -> Deleted:
     """Jobs that have ended keep what they made of it. 409 while a job still reads from it."""
     with services.db.write() as connection:

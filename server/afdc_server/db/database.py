@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DatabaseError, IntegrityError
+from sqlalchemy.exc import IntegrityError
 
-from afdc.errors import ConflictError, StorageError
-from afdc_server.db.open import READ_ONLY
+from afdc.errors import ConflictError
+from afdc_server.db.open import FAULTS, READ_ONLY, storage_error
 
 
 class Database:
@@ -24,7 +24,7 @@ class Database:
         """A transaction that only reads: one point in time on SQLite.
 
         Raises:
-            StorageError: the database cannot be read.
+            StorageError: the database cannot be read; a DatabaseAwayError where it may be a moment later.
         """
         with _translated(), self._reader.connect() as connection:
             yield connection
@@ -51,7 +51,5 @@ def _translated() -> Iterator[None]:
         yield
     except IntegrityError as exc:
         raise ConflictError(f"this exists already: {exc.orig}", remedy="Read it, then decide") from exc
-    except DatabaseError as exc:
-        raise StorageError(
-            f"the database did not answer: {exc.orig}", remedy="Try again; the operator must look"
-        ) from exc
+    except FAULTS as exc:
+        raise storage_error(exc, "the database did not answer", "Try again; the operator must look") from exc

@@ -27,6 +27,7 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
     try:
         with translated("brought up to date", "database"), engine.begin() as connection:
             if connection.dialect.name == "postgresql":
+                connection.exec_driver_sql("SET LOCAL lock_timeout = 0")  # another server may migrate for long
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK})")
             config.attributes["connection"] = connection
             command.upgrade(config, revision)

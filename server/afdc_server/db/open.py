@@ -2,7 +2,8 @@
 
 SQLite runs in WAL mode with synchronous=FULL, and every write transaction begins IMMEDIATE, so that it waits for the
 lock instead of failing half-way. PostgreSQL runs at its default, READ COMMITTED; writers of one job take turns by
-locking that job's row.
+locking that job's row. A writer that was stopped in the middle (SIGSTOP, a suspended machine, a cut cable) must not
+keep the others waiting: PostgreSQL ends its transaction, and a lock that does not come is an error.
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    InterfaceError,
+    InternalError,
+    NoSuchModuleError,
+    OperationalError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from afdc.errors import StorageError, UsageError
 
@@ -23,7 +32,16 @@ READ_ONLY = "afdc_read_only"
 POOL_SIZE = 16
 SQLITE = "sqlite"
 POSTGRESQL = "postgresql"
+LOCK_TIMEOUT_S = 20
+IDLE_TIMEOUT_S = 20  # inside a writing transaction: below the default lease, so that whoever takes over finds no lock
+LINK = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}  # of libpq
+FAULTS = (DBAPIError, PoolTimeoutError)
+AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeoutError)  # Internal: cut off for being idle
 URLS = "Use sqlite:///path/to/file.db or postgresql://user:password@host/name"
+
+
+class DatabaseAwayError(StorageError):
+    """The database is locked, full, restarting or cut off: the same work may well succeed a moment later."""
 
 
 def open_database(url: str) -> Engine:
@@ -43,13 +61,28 @@ def open_database(url: str) -> Engine:
     if kind != POSTGRESQL:
         raise UsageError(f"a database of kind {kind!r} is not supported", remedy=URLS)
     try:
-        return create_engine(
-            parsed.set(drivername="postgresql+psycopg"), pool_size=POOL_SIZE, max_overflow=POOL_SIZE, pool_pre_ping=True
+        engine = create_engine(
+            parsed.set(drivername="postgresql+psycopg"),
+            connect_args=LINK,
+            pool_size=POOL_SIZE,
+            max_overflow=POOL_SIZE,
+            pool_pre_ping=True,
         )
     except (ModuleNotFoundError, NoSuchModuleError) as exc:
         raise UsageError(
             "PostgreSQL needs the package psycopg", remedy='Install it: pip install "psycopg[binary]"'
         ) from exc
+    event.listen(engine, "begin", _limit_waiting)
+    return engine
+
+
+def _limit_waiting(connection: Connection) -> None:
+    """Readers hold no locks that others wait for, and some of them stream for minutes."""
+    if not connection.get_execution_options().get(READ_ONLY):
+        connection.exec_driver_sql(
+            f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'; "
+            f"SET LOCAL idle_in_transaction_session_timeout = '{IDLE_TIMEOUT_S}s'"
+        )
 
 
 def open_sqlite_file(path: Path) -> Engine:
@@ -82,11 +115,19 @@ def _begin_immediate(connection: Connection) -> None:
 
 @contextmanager
 def translated(what: str, name: str = "ledger") -> Iterator[None]:
-    """Name what a damaged, locked or full database raises."""
+    """Name what a damaged, locked, full or absent database raises."""
     try:
         yield
-    except (DatabaseError, OSError) as exc:
-        reason = exc.orig if isinstance(exc, DatabaseError) else exc
-        raise StorageError(
-            f"the {name} cannot be {what}: {reason}", remedy="Check the folder's rights, free space and ledger.db"
+    except OSError as exc:
+        raise StorageError(f"the {name} cannot be {what}: {exc}", remedy="Check the folder's rights") from exc
+    except FAULTS as exc:
+        raise storage_error(
+            exc, f"the {name} cannot be {what}", "Check the folder's rights, free space and ledger.db"
         ) from exc
+
+
+def storage_error(exc: DBAPIError | PoolTimeoutError, message: str, remedy: str) -> StorageError:
+    """What to raise for a fault of the database: a DatabaseAwayError where waiting may help."""
+    reason = exc.orig if isinstance(exc, DBAPIError) else exc
+    kind = DatabaseAwayError if isinstance(exc, AWAY) else StorageError
+    return kind(f"{message}: {reason}", remedy=remedy)

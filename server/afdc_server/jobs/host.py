@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
-from concurrent.futures import Future
-from contextlib import suppress
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from concurrent.futures import CancelledError, Future
+from contextlib import aclosing, suppress
+from typing import Any, TypeVar, cast
 
 from afdc.errors import EngineDiedError
 from afdc_pipeline.seams import Engine, EngineInfo
@@ -29,6 +29,7 @@ class EngineHost:
         self._thread = threading.Thread(target=self._loop.run_forever, name="afdc-engine", daemon=True)
         self._engine: Engine | None = None
         self._info: EngineInfo | None = None
+        self._starting: asyncio.Task[Any] | None = None
 
     @property
     def engine(self) -> Engine:
@@ -54,8 +55,13 @@ class EngineHost:
         return self.submit(self._start())
 
     async def _start(self) -> EngineInfo:
+        self._starting = asyncio.current_task()
         engine = self._create()
-        self._info = await engine.start()
+        try:
+            self._info = await engine.start()
+        except BaseException:  # also the server's end: no process of a half-started engine may stay behind
+            await engine.close()
+            raise
         self._engine = engine
         return self._info
 
@@ -74,8 +80,10 @@ class EngineHost:
 
         async def feed() -> None:
             try:
-                async for item in make():
-                    here.call_soon_threadsafe(items.put_nowait, item)
+                made = cast("AsyncGenerator[T, None]", make())
+                async with aclosing(made) as source:  # its own cleaning up comes before the caller hears of the end
+                    async for item in source:
+                        here.call_soon_threadsafe(items.put_nowait, item)
             finally:
                 with suppress(RuntimeError):  # the caller's loop has ended: nobody waits
                     here.call_soon_threadsafe(items.put_nowait, _END)
@@ -89,13 +97,27 @@ class EngineHost:
             feeding.cancel()
 
     def close(self, timeout_s: float = 30.0) -> None:
-        """End the engine and the thread."""
+        """End the engine, also one that is still starting, and the thread. Whoever waits for an answer is cancelled."""
         if not self._thread.is_alive():
             return
-        if self._engine is not None:
-            with suppress(TimeoutError):
-                self.submit(self._engine.close()).result(timeout_s)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout_s)
-        if not self._thread.is_alive():
-            self._loop.close()
+        try:
+            with suppress(TimeoutError, CancelledError):
+                self.submit(self._end()).result(timeout_s)
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(timeout_s)
+            if not self._thread.is_alive():
+                self._loop.close()
+
+    async def _end(self) -> None:
+        if self._starting is not None and not self._starting.done():
+            self._starting.cancel()
+            await asyncio.wait([self._starting])
+        try:
+            if self._engine is not None:
+                await self._engine.close()
+        finally:
+            left = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)

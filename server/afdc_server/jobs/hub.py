@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
+import structlog
 from sqlalchemy import func, select
 from starlette.concurrency import run_in_threadpool
 
+from afdc.errors import AfdcError
 from afdc_server.db.database import Database
 from afdc_server.ledger.events import StoredEvent, read_events
 from afdc_server.ledger.schema import events
@@ -24,6 +26,7 @@ POLL_S = 2.0
 RING = 256
 PAGE = 200
 IDS_A_QUERY = 500
+log = structlog.get_logger("afdc.hub")
 
 
 @dataclass
@@ -66,8 +69,9 @@ class EventHub:
     def close_streams(self) -> None:
         """Let every watcher see that it is over. May be called from any thread or a signal handler."""
         self.closing = True
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._wake_all)
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop has ended: nobody watches
+                self._loop.call_soon_threadsafe(self._wake_all)
 
     def _wake_all(self) -> None:
         for job in list(self._channels):
@@ -80,9 +84,9 @@ class EventHub:
 
     def notify(self, job: str) -> None:
         """Something of the job was committed."""
-        loop = self._loop
-        if loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(self._wake, job)
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop has ended, perhaps at this moment: nobody watches
+                self._loop.call_soon_threadsafe(self._wake, job)
 
     def _wake(self, job: str) -> None:
         channel = self._channels.get(job)
@@ -124,10 +128,16 @@ class EventHub:
     async def _poll(self) -> None:
         while True:
             await asyncio.sleep(POLL_S)
-            watched = {job: channel.ring[-1].id for job, channel in self._channels.items() if channel.ring}
-            for job, last in (await run_in_threadpool(self._last_ids, list(watched))).items():
-                if last > watched[job]:
-                    self._wake(job)
+            try:
+                await self._look()
+            except AfdcError as exc:  # the database is away: watchers wait on, and the next look tries again
+                log.warning("watched jobs not looked at", error=str(exc))
+
+    async def _look(self) -> None:
+        watched = {job: channel.ring[-1].id for job, channel in self._channels.items() if channel.ring}
+        for job, last in (await run_in_threadpool(self._last_ids, list(watched))).items():
+            if last > watched[job]:
+                self._wake(job)
 
     def _last_ids(self, jobs: Sequence[str]) -> dict[str, int]:
         found: dict[str, int] = {}

@@ -1,31 +1,56 @@
 """Adapters of all jobs in the engine's few slots: loaded when asked for, the one not used for longest makes room.
 
-Everything here runs on the engine's loop.
+Who waits for room is served in order: those that keep an adapter busy by turns never keep another one out. Everything
+here runs on the engine's loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from afdc.adapter import AdapterManifest
 from afdc.errors import AdapterError
 from afdc_pipeline.seams import Engine
+from afdc_server.engine.tasks import see_through
 
 
-@dataclass
+@dataclass(eq=False)
 class Entry:
-    """An adapter that jobs may name. `users`: requests that it must stay loaded for. `used_at`: epoch seconds."""
+    """An adapter that jobs may name.
 
+    Attributes:
+        manifest: None until it was loaded for the first time.
+        users: requests that it must stay loaded for.
+        used_at: epoch seconds.
+        adding: callers that are about to add it; without any, one that was never loaded is forgotten.
+        in_doubt: a request met an error over its adapter: an engine that was restarted may have dropped it.
+        idle: set while it has no users.
+    """
+
+    name: str
     folder: Path
     manifest: AdapterManifest | None = None
     loaded: bool = False
     users: int = 0
     used_at: float = 0.0
+    adding: int = 0
+    in_doubt: bool = False
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.idle.set()
+
+
+@dataclass(eq=False)
+class _Waiter:
+    entries: Sequence[Entry]
+    turn: asyncio.Future[None]
 
 
 class AdapterPool:
@@ -35,7 +60,9 @@ class AdapterPool:
         self.slots = slots
         self._engine = engine
         self._entries: dict[str, Entry] = {}
-        self._changed = asyncio.Condition()
+        self._leaving: list[Entry] = []  # removed by name, and still in the engine or in use
+        self._waiting: deque[_Waiter] = deque()
+        self._changing = asyncio.Lock()  # held while the engine loads or unloads
 
     def entries(self) -> dict[str, Entry]:
         """Every adapter that is known, by name."""
@@ -51,29 +78,31 @@ class AdapterPool:
             AdapterError: it failed; another one of this name, if there is any, is untouched.
         """
         name = name or folder.name
-        known = self._entries.get(name)
-        if known is None:
-            self._entries[name] = Entry(folder)
-        elif known.folder != folder:
+        entry = self._entries.setdefault(name, Entry(name, folder))
+        if entry.folder != folder:
             raise AdapterError(f"another adapter is known under the name {name}")
+        entry.adding += 1
         try:
-            async with self.hold([name]):
-                manifest = self._entries[name].manifest
-        except BaseException:
-            if known is None:
-                self._entries.pop(name, None)
-            raise
-        assert manifest is not None  # noqa: S101 - `hold` has loaded it
-        return manifest
+            async with self._use([entry]):
+                assert entry.manifest is not None  # noqa: S101 - `_use` has loaded it
+                return entry.manifest
+        finally:
+            entry.adding -= 1
+            if entry.manifest is None and not entry.adding and self._entries.get(name) is entry:
+                self._dismiss(entry)
 
     async def remove(self, name: str) -> None:
-        """Forget an adapter once its requests are done. Unknown names are ignored."""
-        entry = self._entries.pop(name, None)
-        if entry is not None and entry.loaded:
-            await self._engine.unload_adapter(name)
-            entry.loaded = False
-            async with self._changed:
-                self._changed.notify_all()
+        """Forget an adapter once its requests are done. Unknown names are ignored.
+
+        Where the wait is cancelled, its place is free for the next one all the same.
+        """
+        entry = self._entries.get(name)
+        if entry is None:
+            return
+        self._dismiss(entry)
+        await entry.idle.wait()
+        async with self._changing:
+            await self._take_out(entry)
 
     @asynccontextmanager
     async def hold(self, names: Iterable[str | None]) -> AsyncIterator[None]:
@@ -82,34 +111,11 @@ class AdapterPool:
         Raises:
             AdapterError: an unknown name, one that cannot be loaded, or more of them than there are slots.
         """
-        wanted = {name for name in names if name is not None}
+        wanted = sorted({name for name in names if name is not None})
         if len(wanted) > self.slots:
             raise AdapterError(f"{len(wanted)} adapters at once, and the engine has {self.slots} slots")
-        async with self._changed:
-            while not self._fits(wanted):
-                await self._changed.wait()
-            for name in sorted(wanted):
-                self._entry(name).users += 1  # before loading: one that is on its way in makes room for no other
-            try:
-                for name in sorted(wanted):
-                    await self._load(name)
-            except BaseException:
-                self._release(wanted)
-                self._changed.notify_all()
-                raise
-        try:
+        async with self._use([self._entry(name) for name in wanted]):
             yield
-        finally:
-            self._release(wanted)
-            async with self._changed:
-                self._changed.notify_all()
-
-    def _fits(self, wanted: set[str]) -> bool:
-        """Whether all wanted ones can be in, with what is in use."""
-        busy = {name for name, entry in self._entries.items() if entry.users}
-        for name in wanted:
-            self._entry(name)
-        return len(busy | wanted) <= self.slots
 
     def _entry(self, name: str) -> Entry:
         entry = self._entries.get(name)
@@ -117,24 +123,116 @@ class AdapterPool:
             raise AdapterError(f"no adapter {name!r} is loaded", remedy="Load its folder first")
         return entry
 
-    async def _load(self, name: str) -> None:
-        entry = self._entry(name)
-        entry.used_at = time.time()
-        if entry.loaded:
+    @asynccontextmanager
+    async def _use(self, entries: Sequence[Entry]) -> AsyncIterator[None]:
+        await self._admit(entries)
+        try:
+            for entry in entries:
+                if not entry.loaded or entry.in_doubt:
+                    await self._load(entry)
+            with _doubting(entries):
+                yield
+        finally:
+            self._release(entries)
+
+    async def _admit(self, entries: Sequence[Entry]) -> None:
+        """Wait until all can be in, behind those that came before. What needs no slot waits for nothing."""
+        if not entries:
             return
-        await self._make_room()
-        entry.manifest = await self._engine.load_adapter(entry.folder)
-        entry.loaded = True
+        if not self._waiting and self._fits(entries):
+            self._take(entries)
+            return
+        waiter = _Waiter(entries, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiter)
+        try:
+            await waiter.turn
+        except asyncio.CancelledError:
+            if waiter.turn.done() and not waiter.turn.cancelled() and waiter.turn.exception() is None:
+                self._release(entries)  # it was let in at the same moment
+            elif waiter in self._waiting:
+                self._waiting.remove(waiter)
+                self._let_in()
+            raise
 
-    async def _make_room(self) -> None:
-        loaded = [(entry.used_at, name) for name, entry in self._entries.items() if entry.loaded]
-        while len(loaded) >= self.slots:
-            oldest = min(pair for pair in loaded if not self._entries[pair[1]].users)
-            loaded.remove(oldest)
-            await self._engine.unload_adapter(oldest[1])
-            self._entries[oldest[1]].loaded = False
+    def _let_in(self) -> None:
+        while self._waiting and self._fits(self._waiting[0].entries):
+            waiter = self._waiting.popleft()
+            if not waiter.turn.done():
+                self._take(waiter.entries)
+                waiter.turn.set_result(None)
 
-    def _release(self, names: set[str]) -> None:
-        for name in names:
-            if name in self._entries:
-                self._entries[name].users -= 1
+    def _dismiss(self, entry: Entry) -> None:
+        """Nobody begins to use it or to wait for it, and who waits already is told."""
+        del self._entries[entry.name]
+        if entry.users or entry.loaded:
+            self._leaving.append(entry)
+        for waiter in [one for one in self._waiting if entry in one.entries]:
+            self._waiting.remove(waiter)
+            if not waiter.turn.done():
+                waiter.turn.set_exception(AdapterError(f"adapter {entry.name!r} was removed"))
+        self._let_in()
+
+    def _fits(self, entries: Sequence[Entry]) -> bool:
+        """Whether all of them can be in, with what is in use."""
+        busy = {entry for entry in (*self._entries.values(), *self._leaving) if entry.users}
+        namesakes = {entry.name for entry in self._leaving if entry.users}
+        return len(busy | set(entries)) <= self.slots and namesakes.isdisjoint(entry.name for entry in entries)
+
+    def _take(self, entries: Sequence[Entry]) -> None:
+        """Before loading: what is on its way in makes room for no other."""
+        for entry in entries:
+            entry.users += 1
+            entry.used_at = time.time()
+            entry.idle.clear()
+
+    def _release(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            entry.users -= 1
+            entry.used_at = time.time()
+            if not entry.users:
+                entry.idle.set()
+                self._forget_gone(entry)
+        self._let_in()
+
+    def _forget_gone(self, entry: Entry) -> None:
+        if entry in self._leaving and not entry.users and not entry.loaded:
+            self._leaving.remove(entry)
+
+    async def _load(self, entry: Entry) -> None:
+        async with self._changing:
+            if entry.loaded and not entry.in_doubt:
+                return
+            if not entry.loaded:
+                await self._make_room(entry)
+            try:
+                entry.manifest = await self._engine.load_adapter(entry.folder)  # of a live one: nothing is done
+            except AdapterError:
+                entry.loaded = False
+                raise
+            entry.loaded, entry.in_doubt = True, False
+
+    async def _make_room(self, entry: Entry) -> None:
+        """Take out what is leaving under the same name, then as many idle ones as have to go."""
+        for namesake in [one for one in self._leaving if one.name == entry.name]:
+            await self._take_out(namesake)
+        while len(loaded := [one for one in (*self._leaving, *self._entries.values()) if one.loaded]) >= self.slots:
+            idle = (one for one in loaded if not one.users)
+            await self._take_out(min(idle, key=lambda one: (one not in self._leaving, one.used_at)))
+
+    async def _take_out(self, entry: Entry) -> None:
+        """Unload it. Whoever asks for it from now on waits for `_changing` and loads it again."""
+        was_loaded, entry.loaded = entry.loaded, False
+        self._forget_gone(entry)
+        if was_loaded:
+            await see_through(self._engine.unload_adapter(entry.name))
+
+
+@contextmanager
+def _doubting(entries: Sequence[Entry]) -> Iterator[None]:
+    """After an error over an adapter the next one to use it sees first that the engine has it."""
+    try:
+        yield
+    except AdapterError:
+        for entry in entries:
+            entry.in_doubt = True
+        raise

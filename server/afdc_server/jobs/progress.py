@@ -116,11 +116,11 @@ class RecordedRounds(list[RoundResult]):
         raise NotImplementedError
 
     def _keep(self) -> None:
+        """A job that was started again tells of its rounds anew: what is known of later ones stays."""
         known = self._ledger.get_value(ROUNDS) or []
         rounds = [result.model_dump(mode="json") for result in self]
-        if known[: len(rounds)] == rounds:
+        kept = [*rounds, *known[len(rounds) :]]
+        if kept == known:
             return
-        self._ledger.set_value(ROUNDS, rounds)
-        if len(known) < len(rounds):
-            self._ledger.add_event("round_finished", rounds[-1])
+        self._ledger.set_value(ROUNDS, kept, ("round_finished", rounds[-1]) if len(known) < len(rounds) else None)
         self._told()

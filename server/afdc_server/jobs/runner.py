@@ -9,20 +9,26 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 import structlog
 from sqlalchemy import ColumnElement, Connection, select, update
 
-from afdc.errors import AfdcError
+from afdc.errors import EngineDiedError
+from afdc_pipeline.seams import Health
+from afdc_server.db.open import POSTGRESQL
 from afdc_server.db.schema import service_jobs
 from afdc_server.jobs import store
-from afdc_server.jobs.states import ACTIVE, STOPPING
+from afdc_server.jobs.states import ACTIVE, STOPPING, StateError
 from afdc_server.jobs.work import Bench, JobThread
+from afdc_server.ledger.events import raise_fence
 from afdc_server.service.settings import ServerSettings
 
 TURN_S = 1.0
 DAY_S = 86_400.0
+CLAIMS = 0x61666464  # of PostgreSQL's advisory locks: servers choose their next job one after the other
 log = structlog.get_logger("afdc.runner")
 
 
@@ -41,11 +47,12 @@ class Runner:
         self._turn = threading.Condition()
         self._woken = False
         self._closing = False
+        self._engine_died = False
+        self._canary: Future[Health] | None = None
         self._thread = threading.Thread(target=self._run, name="afdc-runner", daemon=True)
 
     def start(self) -> None:
-        """Take back what an earlier process of this instance left, and begin."""
-        self._release_own()
+        """Begin: first with what an earlier process of this instance left."""
         self._thread.start()
 
     def wake(self) -> None:
@@ -60,9 +67,13 @@ class Runner:
         with self._lock:
             return len(self._running)
 
+    def stop(self) -> None:
+        """Begin to end: no job is started any more, and those under way are stopped. For signal handlers, too."""
+        self._closing = True
+
     def close(self, timeout_s: float) -> None:
         """Stop every job at its next safe point, give the leases back and end. Jobs go back into the queue."""
-        self._closing = True
+        self.stop()
         self.wake()
         end = time.monotonic() + timeout_s
         if self._thread.is_alive():
@@ -75,22 +86,46 @@ class Runner:
             one.join(max(0.0, end - time.monotonic()))
 
     def _run(self) -> None:
+        is_first = True
         while not self._closing:
             try:
+                if is_first:
+                    self._release_own()
+                    is_first = False
                 self._take_turn()
-            except AfdcError as exc:  # the database is away: jobs go on, and the next turn tries again
-                log.warning("turn failed", error=str(exc))
+            except Exception as exc:  # the database is away, or worse: jobs go on, and the next turn tries again
+                log.warning("turn failed", error=str(exc), kind=type(exc).__name__)
             with self._turn:
                 if not self._woken:
                     self._turn.wait(TURN_S)
                 self._woken = False
+        with self._lock:
+            left = set(self._running)
+        self._stop(left)
 
     def _take_turn(self) -> None:
         self._renew()
         self._take_over()
         self._stop_wanted()
-        while not self._closing and self.running < self._settings.running_jobs and self._claim():
+        while self._has_room() and self._claim():
             pass
+
+    def _has_room(self) -> bool:
+        return not self._closing and self.running < self._settings.running_jobs and self._engine_answers()
+
+    def _engine_answers(self) -> bool:
+        """After a death of the engine one token is asked for first: an engine that is gone fails no queued jobs."""
+        if not self._engine_died:
+            return True
+        if self._canary is None:
+            host = self.bench.shared.host
+            self._canary = host.submit(host.engine.health())
+            self._canary.add_done_callback(lambda _: self.wake())
+        if not self._canary.done():
+            return False
+        canary, self._canary = self._canary, None
+        self._engine_died = canary.cancelled() or canary.exception() is not None
+        return not self._engine_died
 
     def _renew(self) -> None:
         """Say that this process lives. A job that is not ours any more is stopped: its fence has gone up."""
@@ -117,7 +152,7 @@ class Runner:
         with self._db.read() as connection:
             expired = list(connection.execute(select(service_jobs.c.id).where(*old)).scalars())
         for job in expired:
-            with self._db.write() as connection:
+            with suppress(StateError), self._db.write() as connection:  # its owner has woken it up meanwhile
                 store.act(connection, job, "expire")
             self._told(job)
 
@@ -131,6 +166,7 @@ class Runner:
                     continue  # our own thread still lives: its lease is late, not lost
             with self._db.write() as connection:
                 if connection.execute(query.where(service_jobs.c.id == job)).first() is not None:
+                    raise_fence(connection, job)  # from now on whoever had it can publish nothing
                     store.act(connection, job, "release")
             self._told(job)
 
@@ -155,6 +191,8 @@ class Runner:
     def _claim(self) -> bool:
         """Start the job whose turn it is. False: there is none."""
         with self._db.write() as connection:
+            if connection.dialect.name == POSTGRESQL:  # SQLite has one writer at a time
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({CLAIMS})")
             job = self._next(connection)
             if job is None:
                 return False
@@ -162,26 +200,36 @@ class Runner:
             row = store.find(connection, job)
             assert row is not None  # noqa: S101 - `_next` has just read it
             started = row.started_at or time.time()
+            fence = raise_fence(connection, job)
             store.act(connection, job, "claim", attempt=row.attempt + 1, started_at=started, **lease)
+        self._begin(JobThread(self.bench, row, fence, self._told, self._on_end))
         self._told(job)
-        running = JobThread(self.bench, row, self._told, self._on_end)
-        with self._lock:
-            self._running[job] = running
-        running.start()
         return True
+
+    def _begin(self, running: JobThread) -> None:
+        with self._lock:
+            self._running[running.job] = running
+        try:
+            running.start()
+        except RuntimeError:  # the system has no thread for it: its lease runs out
+            self._on_end(running)
+            raise
 
     def _next(self, connection: Connection) -> str | None:
         """The oldest job of the tenant that has the fewest under way: nobody waits behind one tenant's many."""
         query = select(service_jobs.c.id, service_jobs.c.tenant, service_jobs.c.status).where(
             service_jobs.c.status.in_(["queued", *sorted(ACTIVE)])
         )
-        rows = connection.execute(query.order_by(service_jobs.c.id).with_for_update()).all()
+        rows = connection.execute(query.order_by(service_jobs.c.id)).all()
         busy = Counter(row.tenant for row in rows if row.status in ACTIVE)
-        waiting = [row for row in rows if row.status == "queued"]
+        with self._lock:
+            waiting = [row for row in rows if row.status == "queued" and row.id not in self._running]
         may = [row for row in waiting if busy[row.tenant] < self._settings.limits.tenant_running]
         return min(may, key=lambda row: (busy[row.tenant], row.id)).id if may else None
 
-    def _on_end(self, job: str) -> None:
+    def _on_end(self, ended: JobThread) -> None:
         with self._lock:
-            self._running.pop(job, None)
+            self._running.pop(ended.job, None)
+        if isinstance(ended.error, EngineDiedError):
+            self._engine_died = True
         self.wake()

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 from afdc.adapter import AdapterManifest
+from afdc.errors import EngineError
 from afdc.task import Task
 from afdc_pipeline.seams import EngineInfo, EngineUsage, Generated, GenerateRequest, Health, Scores
 from afdc_server.engine.metering import Tally, current_tally
+from afdc_server.engine.tasks import see_through
 from afdc_server.jobs.host import EngineHost
 from afdc_server.jobs.pool import AdapterPool
 
@@ -50,6 +53,7 @@ class JobEngine:
         self._host = shared.host
         self._tally = Tally()
         self._names: set[str] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()  # of this job on the engine's loop
         self._has_turn = False
         self._busy_s = 0.0
         self._active = 0
@@ -63,21 +67,40 @@ class JobEngine:
         await self._host.run(self._leave())
 
     async def _leave(self) -> None:
-        if self._has_turn:
+        """What a cancelled caller left behind ends first: it may still be giving back what is given back here."""
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(set(self._tasks))
+        try:
             await self._reclaim()
-        for name in self._names:
-            await self._shared.pool.remove(name)
-        self._names.clear()
+        finally:
+            while self._names:
+                with suppress(EngineError):  # an engine that has ended holds none
+                    await self._shared.pool.remove(self._names.pop())
+
+    @contextmanager
+    def _tracked(self) -> Iterator[None]:
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._tasks.add(task)
+        try:
+            yield
+        finally:
+            self._tasks.discard(task)
 
     async def generate(self, requests: Sequence[GenerateRequest], task: Task | None = None) -> AsyncIterator[Generated]:
         async for item in self._host.stream(lambda: self._generate(requests, task)):
             yield item
 
-    async def _generate(self, requests: Sequence[GenerateRequest], task: Task | None) -> AsyncIterator[Generated]:
+    async def _generate(
+        self, requests: Sequence[GenerateRequest], task: Task | None
+    ) -> AsyncGenerator[Generated, None]:
         with self._metered():
             async with self._shared.pool.hold({request.adapter for request in requests}):
-                async for item in self._host.engine.generate(requests, task):
-                    yield item
+                answers = cast("AsyncGenerator[Generated, None]", self._host.engine.generate(requests, task))
+                async with aclosing(answers):  # its requests end before their adapters may leave
+                    async for item in answers:
+                        yield item
 
     async def score(self, texts: Sequence[str], task: Task, adapter: str | None = None) -> Scores:
         return await self._host.run(self._score(texts, task, adapter))
@@ -100,7 +123,8 @@ class JobEngine:
         await self._host.run(self._remove(name))
 
     async def _remove(self, name: str) -> None:
-        await self._shared.pool.remove(name)
+        with self._tracked():
+            await self._shared.pool.remove(name)
 
     async def health(self) -> Health:
         return await self._host.run(self._host.engine.health())
@@ -110,22 +134,29 @@ class JobEngine:
         await self._host.run(self._lend())
 
     async def _lend(self) -> None:
-        await self._shared.turn.acquire()
-        self._has_turn = True
-        try:
-            await self._host.engine.lend_device()
-        except BaseException:
-            self._end_turn()
-            raise
+        with self._tracked():
+            await self._shared.turn.acquire()
+            self._has_turn = True
+            try:
+                await self._host.engine.lend_device()
+            except BaseException:  # also a cancellation, in which the engine may have lent it already
+                with suppress(EngineError):
+                    await self._reclaim()
+                raise
 
     async def reclaim_device(self) -> None:
-        await self._host.run(self._reclaim())
+        await self._host.run(self._give_back())
+
+    async def _give_back(self) -> None:
+        with self._tracked():
+            await self._reclaim()
 
     async def _reclaim(self) -> None:
+        """Seen through to its end when the job is stopped meanwhile: the others wait for the device."""
         if not self._has_turn:
             return
         try:
-            await self._host.engine.reclaim_device()
+            await see_through(self._host.engine.reclaim_device())
         finally:
             self._end_turn()
 
@@ -157,7 +188,8 @@ class JobEngine:
             self._since = time.monotonic()
         self._active += 1
         try:
-            yield
+            with self._tracked():
+                yield
         finally:
             self._active -= 1
             if not self._active:

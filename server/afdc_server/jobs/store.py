@@ -6,11 +6,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, func, insert, select, update
 
 from afdc_server.db.schema import service_jobs
 from afdc_server.jobs.states import Action, move
 from afdc_server.ledger.events import append_event, lock_job
+from afdc_server.ledger.schema import events
 from afdc_server.ledger.schema import jobs as fences
 from afdc_server.service.errors import missing
 
@@ -51,6 +52,14 @@ def get(connection: Connection, tenant: str, job: str) -> JobRow:
 def find(connection: Connection, job: str) -> JobRow | None:
     """The job, whoever's it is: for the runner."""
     return connection.execute(select(service_jobs).where(service_jobs.c.id == job)).first()
+
+
+def starts_in_vain(connection: Connection, job: str) -> int:
+    """How often the job was started since it last finished a stage."""
+    mine = events.c.job == job
+    last = select(func.max(events.c.id)).where(mine, events.c.kind == "stage_finished").scalar_subquery()
+    starts = select(func.count()).where(mine, events.c.kind == "job_running", events.c.id > func.coalesce(last, 0))
+    return int(connection.execute(starts).scalar_one())
 
 
 def act(connection: Connection, job: str, action: Action, told: Mapping[str, Any] | None = None, **values: Any) -> str:

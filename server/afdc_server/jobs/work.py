@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,23 +30,33 @@ from afdc_server.datasets.publish import (
     publish_dataset,
 )
 from afdc_server.db.database import Database
+from afdc_server.db.open import DatabaseAwayError
 from afdc_server.encoder import resolve_encoder
 from afdc_server.jobs import store
 from afdc_server.jobs.planned import Planned
 from afdc_server.jobs.progress import JobProgress, RecordedRounds, usage_of
+from afdc_server.jobs.rebuild import (
+    DATASET_KEY,
+    PUBLISHED,
+    adapter_folders,
+    prepare_folder,
+    published_locations,
+    whole_result,
+)
 from afdc_server.jobs.request import check_written, find_inputs, write_inputs
 from afdc_server.jobs.shared import JobEngine, SharedEngine
 from afdc_server.jobs.states import StateError
-from afdc_server.ledger import SqlLedger
-from afdc_server.local.job import EncoderFactory, LocalJob, Parts, TrainerFactory, finished_result, needs_encoder
+from afdc_server.ledger import FencedError, SqlLedger
+from afdc_server.local.job import EncoderFactory, LocalJob, Parts, TrainerFactory, needs_encoder
 from afdc_server.local.lengths import check_lengths
 from afdc_server.local.plan import plan_request
 from afdc_server.local.request import CheckedRequest, RunRequest
 from afdc_server.models import ModelRef
+from afdc_server.service.errors import NotFoundError
 from afdc_server.service.ids import ADAPTER, DATASET, new_id
 
-PUBLISHED = "published"
-USER_ERRORS = (UsageError, InputError, ModelError, RequestError)
+USER_ERRORS = (UsageError, InputError, ModelError, RequestError, NotFoundError)
+STARTS_IN_VAIN = 10
 log = structlog.get_logger("afdc.jobs")
 
 
@@ -64,17 +75,27 @@ class Bench:
 
 
 class JobThread(threading.Thread):
-    """Runs a claimed job. Its end is told to the database by the thread itself, then to `ended`."""
+    """Runs a claimed job. Its end is told to the database by the thread itself, then to `ended`.
+
+    Attributes:
+        error: what the job failed with; None while it runs, and where it did not fail.
+    """
 
     def __init__(
-        self, bench: Bench, row: store.JobRow, told: Callable[[str], None], ended: Callable[[str], None]
+        self,
+        bench: Bench,
+        row: store.JobRow,
+        fence: int,
+        told: Callable[[str], None],
+        ended: Callable[[JobThread], None],
     ) -> None:
         super().__init__(name=f"afdc-{row.id}", daemon=True)
         self.job: str = row.id
         self.tenant: str = row.tenant
+        self.error: Exception | None = None
         self._bench = bench
-        self._wanted = JobCreate.model_validate(row.request)
-        self._config = RunConfig.model_validate(row.config)
+        self._row = row
+        self._ledger = SqlLedger(bench.db.engine, row.id, fence)
         self._told: Callable[[], None] = partial(told, row.id)
         self._ended = ended
         self._layout = RunLayout(bench.work / row.id)
@@ -89,26 +110,21 @@ class JobThread(threading.Thread):
             if self._stopping:
                 return  # a second cancellation would cut off the first one's cleaning up
             self._stopping = True
-            if self._loop is not None and self._task is not None and not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._task.cancel)
+            if self._loop is not None and self._task is not None:
+                with suppress(RuntimeError):  # its loop has ended: it publishes, or is done
+                    self._loop.call_soon_threadsafe(self._task.cancel)
 
     def run(self) -> None:
         """The thread's body: never raises."""
         try:
-            ledger = SqlLedger(self._bench.db.engine, self.job)
-        except AfdcError as exc:
-            log.warning("job not started", job=self.job, error=str(exc))
-            self._ended(self.job)
-            return
-        try:
-            self._work(ledger)
-        except ConflictError as exc:  # of the fence: another process has the job now, and this one says nothing more
+            self._work(self._ledger)
+        except (FencedError, StateError) as exc:  # another process has the job now, and this one says nothing more
             log.warning("job given up", job=self.job, error=str(exc))
         except Exception as exc:  # the database itself: the lease runs out, and the job is taken up again
             log.error("job left without a word", job=self.job, exc_info=exc)
         finally:
+            self._ended(self)
             self._told()
-            self._ended(self.job)
 
     def _work(self, ledger: SqlLedger) -> None:
         try:
@@ -116,43 +132,73 @@ class JobThread(threading.Thread):
             self._finish(ledger, result)
         except (InterruptedRunError, asyncio.CancelledError, StateError):
             self._act(ledger, "stopped")
-        except ConflictError:
+        except FencedError:
             raise
         except Exception as exc:
-            log.warning("job failed", job=self.job, exc_info=exc)
+            if self._may_go_on(exc):
+                raise
+            self._fail(ledger, exc)
+
+    def _may_go_on(self, exc: Exception) -> bool:
+        """Whether the next start has a chance where the database was away, as far as earlier ones tell."""
+        if not isinstance(exc, DatabaseAwayError):
+            return False
+        with self._bench.db.read() as connection:
+            return store.starts_in_vain(connection, self.job) < STARTS_IN_VAIN
+
+    def _fail(self, ledger: SqlLedger, exc: Exception) -> None:
+        log.warning("job failed", job=self.job, exc_info=exc)
+        self.error = exc
+        if self._stopping:  # whoever wanted it to stop gets that, and hears of the error at the next start
+            self._act(ledger, "stopped")
+        else:
             self._act(ledger, "fail", error=describe_error(exc))
 
     def _act(self, ledger: SqlLedger, action: Any, **values: Any) -> None:
+        usage = usage_of(ledger)
         with ledger.transaction() as connection:
             told = {"error": values["error"]} if "error" in values else {}
-            store.act(connection, self.job, action, told, usage=usage_of(ledger), **values)
+            store.act(connection, self.job, action, told, usage=usage, **values)
 
     async def _main(self, ledger: SqlLedger) -> RunResult:
         with self._lock:
             self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
             if self._stopping:
                 raise InterruptedRunError("stopped before it began")
-        done = finished_result(self._layout)
+        self._check_model()
+        done = await asyncio.to_thread(whole_result, self._layout)
         if done is not None:
             return done
-        request, checked = await asyncio.to_thread(self._prepare)
+        await asyncio.to_thread(prepare_folder, ledger, self._layout, self._bench.artifacts)
+        config = RunConfig.model_validate(self._row.config)
+        request, checked = await asyncio.to_thread(self._prepare, config)
         model = self._bench.model()
         encoder = resolve_encoder(request.config.encoder.model) if needs_encoder(checked, request) else None
         self._bench.check_lengths(checked, request, model)
-        progress = JobProgress(ledger, self._plan(checked, model), self._told)
+        progress = JobProgress(ledger, self._plan(checked, model, config), self._told)
         parts = self._parts(ledger)
         return await LocalJob(request, checked, model, encoder, self._layout, progress, parts, self.job).run()
 
-    def _prepare(self) -> tuple[RunRequest, CheckedRequest]:
+    def _check_model(self) -> None:
+        info, row = self._bench.shared.host.info, self._row
+        if (info.model, info.model_revision) != (row.model, row.model_revision):
+            raise ConflictError(
+                f"the job was made for {row.model} at {row.model_revision}, "
+                f"and this server has {info.model} at {info.model_revision}",
+                remedy="Retry it on a server with that model, or make a new job",
+            )
+
+    def _prepare(self, config: RunConfig) -> tuple[RunRequest, CheckedRequest]:
+        wanted = JobCreate.model_validate(self._row.request)
         with self._bench.db.read() as connection:
-            inputs = find_inputs(connection, self.tenant, self._wanted)
-        request = write_inputs(self._layout.root / "inputs", inputs, self._bench.artifacts, self._config)
+            inputs = find_inputs(connection, self.tenant, wanted)
+        request = write_inputs(self._layout.root / "inputs", inputs, self._bench.artifacts, config)
         return request, check_written(request)
 
-    def _plan(self, checked: CheckedRequest, model: ModelRef) -> Planned:
+    def _plan(self, checked: CheckedRequest, model: ModelRef, config: RunConfig) -> Planned:
         device = "cuda" if self._bench.shared.host.info.device.startswith("cuda") else "cpu"
-        plan = plan_request(checked, self._config, device, model)  # type: ignore[arg-type]  # one of the two devices
-        rounds = self._config.loop.rounds + 1
+        plan = plan_request(checked, config, device, model)  # type: ignore[arg-type]  # one of the two devices
+        rounds = config.loop.rounds + 1
         stages = {"generate": 2 * plan.augment_rounds, "train": plan.adapters, "score": plan.adapters, "encode": rounds}
         return Planned(plan.seconds, {part: count for part, count in stages.items() if count})
 
@@ -180,32 +226,32 @@ class JobThread(threading.Thread):
             store.act(connection, self.job, "export")
         self._told()
         ids = self._published_ids(ledger, result)
-        dataset = publish_dataset(self._bench.artifacts, self._layout.dataset, ids["dataset"])
-        adapters = [self._publish_adapter(folder, ids[folder.name]) for folder in self._adapters()]
+        dataset = publish_dataset(self._bench.artifacts, self._layout.dataset, ids[DATASET_KEY])
+        folders = adapter_folders(self._layout)
+        adapters = [publish_adapter(self._bench.artifacts, folder, ids[folder.name]) for folder in folders]
+        RecordedRounds(ledger, self._told).extend(result.rounds)  # another server may have told of fewer
         with ledger.transaction() as connection:
             self._insert(connection, ids, dataset, adapters, result)
             final = ids.get(result.adapter.name) if result.adapter else None
-            told = {"dataset": ids["dataset"], "adapter": final, "rows": dataset.rows}
-            values = {"result": result.model_dump(mode="json"), "usage": usage_of(ledger), "dataset": ids["dataset"]}
+            told = {"dataset": ids[DATASET_KEY], "adapter": final, "rows": dataset.rows}
+            values = {"result": result.model_dump(mode="json"), "usage": usage_of(ledger), "dataset": ids[DATASET_KEY]}
             progress = {"fraction": 1.0, "eta_seconds": 0.0, "counts": {}}
             store.act(connection, self.job, "finish", told, adapter=final, stage="", progress=progress, **values)
 
-    def _adapters(self) -> list[Path]:
-        """Folders of the adapters of the rounds; those of the folds are no one's to serve."""
-        root = self._layout.adapters
-        folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-        return [path for path in folders if not path.name.startswith(".") and not _is_fold(path)]
-
     def _published_ids(self, ledger: SqlLedger, result: RunResult) -> dict[str, str]:
-        """Ids of what is published, settled once: a repeat after a kill publishes under the same ones."""
-        ids: dict[str, str] = ledger.get_value(PUBLISHED) or {}
-        if not ids:
-            ids = {"dataset": new_id(DATASET), **{folder.name: new_id(ADAPTER) for folder in self._adapters()}}
-            ledger.set_value(PUBLISHED, ids)
-        return ids
+        """Ids of what is published, settled once: a repeat after a kill publishes under the same ones.
 
-    def _publish_adapter(self, folder: Path, id: str) -> AdapterFacts:
-        return publish_adapter(self._bench.artifacts, folder, id)
+        Those that another server has settled for adapters of its own training are given up with what lies there.
+        """
+        ids: dict[str, str] = ledger.get_value(PUBLISHED) or {}
+        names = [folder.name for folder in adapter_folders(self._layout)]
+        if ids.keys() != {DATASET_KEY, *names}:
+            given_up = published_locations(ids)
+            ids = {DATASET_KEY: new_id(DATASET), **{name: new_id(ADAPTER) for name in names}}
+            ledger.set_value(PUBLISHED, ids)
+            for location in given_up:
+                self._bench.artifacts.delete(location)
+        return ids
 
     def _insert(
         self,
@@ -215,7 +261,7 @@ class JobThread(threading.Thread):
         adapters: list[AdapterFacts],
         result: RunResult,
     ) -> None:
-        insert_dataset(connection, self.tenant, self.job, ids["dataset"], dataset, version=1, parent=None, reviewed=0)
+        insert_dataset(connection, self.tenant, self.job, ids[DATASET_KEY], dataset, version=1, parent=None, reviewed=0)
         refused = {one.adapter for one in result.rounds if not one.activated}
         final = result.adapter.name if result.adapter else ""
         for facts in adapters:
@@ -228,12 +274,6 @@ class JobThread(threading.Thread):
                 final=facts.name == final,
                 activated=facts.name not in refused,
             )
-
-
-def _is_fold(folder: Path) -> bool:
-    """`{job}-r1-f0-{sha12}`: an adapter that left seeds out, to judge the round's own."""
-    parts = folder.name.rsplit("-", 2)
-    return len(parts) == 3 and parts[1].startswith("f") and parts[1][1:].isdigit()
 
 
 def describe_error(exc: Exception) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, func, insert, select, update
 
 from afdc_server.ledger.schema import events, jobs
 
@@ -26,6 +26,19 @@ def lock_job(connection: Connection, job: str) -> int | None:
     """The job's fence, or None where it has no row yet. Other writers of the job wait until the transaction ends."""
     fence = connection.execute(select(jobs.c.fence).where(jobs.c.job == job).with_for_update()).scalar()
     return None if fence is None else int(fence)
+
+
+def raise_fence(connection: Connection, job: str) -> int:
+    """Shut out whoever holds the job, from this transaction's commit on. Returns the new fence.
+
+    A job without a row gets one.
+    """
+    fence = lock_job(connection, job)
+    if fence is None:
+        connection.execute(insert(jobs).values(job=job, fence=1, created_at=time.time()))
+        return 1
+    connection.execute(update(jobs).where(jobs.c.job == job).values(fence=fence + 1))
+    return fence + 1
 
 
 def append_event(connection: Connection, job: str, kind: str, payload: Mapping[str, Any]) -> int:

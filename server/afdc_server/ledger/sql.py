@@ -1,7 +1,8 @@
 """Ledger over SQLAlchemy Core.
 
 Each writer holds a fence number: opening a job raises it, and a commit under an older number is refused, so a process
-that was frozen and replaced publishes nothing. Writers of one job take turns (`afdc_server.db.open`).
+that was frozen and replaced publishes nothing. Writers of one job take turns (`afdc_server.db.open`). The service
+raises the fence in the transactions that give a job away and take it, so that there is no moment between them.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Select, Table, insert, select, update
+from sqlalchemy import Connection, Engine, Select, Table, delete, insert, select, update
 
 from afdc.errors import ConflictError
 from afdc_pipeline.seams import ChunkRecord, StageKey
 from afdc_server.db.open import READ_ONLY, open_sqlite_file, translated
-from afdc_server.ledger.events import append_event, lock_job, read_events
+from afdc_server.ledger.events import append_event, lock_job, raise_fence, read_events
 from afdc_server.ledger.schema import chunks, jobs, metadata, stages, values
 
 
@@ -34,14 +35,19 @@ def open_sqlite(path: Path) -> Engine:
     return engine
 
 
+class FencedError(ConflictError):
+    """Another process has the job now: nothing was written, and nothing will be."""
+
+
 class SqlLedger:
     """The ledger of one job. Opening it fences off every earlier holder."""
 
-    def __init__(self, engine: Engine, job: str) -> None:
+    def __init__(self, engine: Engine, job: str, fence: int | None = None) -> None:
+        """`fence`: what `raise_fence` gave to this holder; None raises it here."""
         self._engine = engine
         self._reader = engine.execution_options(**{READ_ONLY: True})
         self.job = job
-        self._fence = self._take_fence()
+        self._fence = self._take_fence() if fence is None else fence
 
     def finished(self, key: StageKey, inputs: str) -> dict[str, Any] | None:
         """See `Ledger.finished`."""
@@ -100,6 +106,24 @@ class SqlLedger:
             told = {"round": key.round, "stage": key.stage, "seconds": seconds}
             append_event(connection, self.job, "stage_finished", told)
 
+    def references(self) -> list[str]:
+        """References of every committed chunk."""
+        with self._reading() as connection:
+            return list(connection.execute(select(chunks.c.ref).where(chunks.c.job == self.job)).scalars())
+
+    def results(self, prefix: str) -> list[dict[str, Any]]:
+        """Results of the finished stages whose names begin with `prefix`."""
+        query = select(stages.c.result).where(stages.c.job == self.job, stages.c.stage.startswith(prefix))
+        with self._reading() as connection:
+            return [dict(result) for result in connection.execute(query).scalars()]
+
+    def forget(self, reason: str) -> None:
+        """Drop every stage, chunk and value: the job begins anew. Its events stay, and one says why."""
+        with self.transaction() as connection:
+            for table in (stages, chunks, values):
+                connection.execute(delete(table).where(table.c.job == self.job))
+            append_event(connection, self.job, "job_restarted", {"reason": reason})
+
     def seconds(self) -> dict[tuple[int, str], float]:
         """See `Ledger.seconds`."""
         query = select(stages.c.round, stages.c.stage, stages.c.seconds).where(stages.c.job == self.job)
@@ -130,33 +154,30 @@ class SqlLedger:
         row = self._first(select(values.c.value).where(values.c.job == self.job, values.c.key == key))
         return None if row is None else row.value
 
-    def set_value(self, key: str, value: Any) -> None:
-        """Set a value of the job (JSON-able)."""
+    def set_value(self, key: str, value: Any, told: tuple[str, Mapping[str, Any]] | None = None) -> None:
+        """Set a value of the job (JSON-able), together with an event (kind, payload) that tells of it."""
         with self.transaction() as connection:
             where = (values.c.job == self.job, values.c.key == key)
             if connection.execute(update(values).where(*where).values(value=value)).rowcount == 0:
                 connection.execute(insert(values).values(job=self.job, key=key, value=value))
+            if told is not None:
+                append_event(connection, self.job, *told)
 
     def _take_fence(self) -> int:
         with translated("written"), self._engine.begin() as connection:
-            fence = lock_job(connection, self.job)
-            if fence is None:
-                connection.execute(insert(jobs).values(job=self.job, fence=1, created_at=time.time()))
-                return 1
-            connection.execute(update(jobs).where(jobs.c.job == self.job).values(fence=fence + 1))
-            return fence + 1
+            return raise_fence(connection, self.job)
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
         """A transaction of this holder, for what has to be committed together with the ledger's own rows.
 
         Raises:
-            ConflictError: another process has opened the job since; nothing is written.
+            FencedError: another process has opened the job since; nothing is written.
             StorageError: the database cannot be written.
         """
         with translated("written"), self._engine.begin() as connection:
             if lock_job(connection, self.job) != self._fence:
-                raise ConflictError(
+                raise FencedError(
                     f"another process has taken over job {self.job}", remedy="Nothing was written; end this process"
                 )
             yield connection

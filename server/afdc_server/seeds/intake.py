@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from afdc.errors import InputError
-from afdc.inputs import ExampleReader, ReadExample
+from afdc.inputs import ExampleReader, ReadExample, check_text
 from afdc.records import Problem, Record
 from afdc.seeds import infer_task
 from afdc.task import Task, normalise_text, text_id
@@ -63,6 +63,23 @@ def records_of(examples: Iterable[dict[str, Any]]) -> Iterator[Record]:
     """JSON objects as the lines of a file."""
     for number, fields in enumerate(examples, 1):
         yield Record(number, fields)
+
+
+def check_wording(task: Task) -> Task:
+    """The task, if its instruction, labels and descriptions can stand in a prompt and a table.
+
+    Raises:
+        InputError: NUL, a line break in a label, too long; says in which.
+    """
+    check_text(task.instruction, "the task's instruction")
+    reader = ExampleReader("", None, require_label=True)
+    for number, label in enumerate(task.classes):
+        found = reader.read(Record(number, {"text": "-", "label": label.name}))
+        if isinstance(found, Problem):
+            raise InputError(f"labels[{number}] of the task: {found.message}", remedy=found.remedy)
+        if label.description.strip():
+            check_text(label.description, f"the description of labels[{number}] of the task")
+    return task
 
 
 def take_in(

@@ -35,6 +35,12 @@ class RateLimit:
                 raise TooManyError(
                     f"more than {self._per_minute} requests a minute", remedy="Wait", retry_after_s=(1 - left) / rate
                 )
-            if len(self._buckets) > FORGET_ABOVE:
-                self._buckets.clear()
+            if len(self._buckets) >= FORGET_ABOVE:
+                self._forget(now, rate)
             self._buckets[key] = (left - 1, now)
+
+    def _forget(self, now: float, rate: float) -> None:
+        """Drop buckets that have filled up: they say nothing. Where there are none, those that are fullest."""
+        left = {key: kept + (now - counted) * rate for key, (kept, counted) in self._buckets.items()}
+        emptiest = sorted(left, key=left.__getitem__)[: FORGET_ABOVE // 2]
+        self._buckets = {key: self._buckets[key] for key in emptiest if left[key] < self._per_minute}

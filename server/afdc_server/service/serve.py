@@ -7,6 +7,7 @@ import logging
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from afdc_server.service.services import Services
 from afdc_server.service.settings import ServerSettings
 
 DRAIN_S = 5
+ENGINE_CLOSE_S = 5.0  # with `shutdown_s` below the 30 s that supervisors of processes wait for
+MIN_STOP_S = 1.0
 KEEP_ALIVE_S = 75
 log = structlog.get_logger("afdc.server")
 
@@ -31,6 +34,7 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, closing: Callable[[], None]) -> None:
         super().__init__(config)
         self._closing = closing
+        self.asked_at: float | None = None
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -43,7 +47,8 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal: streams end, no new connection is taken."""
+        """A signal: streams and jobs end, no new connection is taken."""
+        self.asked_at = self.asked_at or time.monotonic()
         self._closing()
         super().handle_exit(sig, frame)
 
@@ -67,9 +72,16 @@ def serve(services: Services, listener: socket.socket, ready: Callable[[], None]
         timeout_graceful_shutdown=DRAIN_S,
         timeout_keep_alive=KEEP_ALIVE_S,
     )
-    server = _Server(config, services.hub.close_streams)
+
+    def closing() -> None:
+        services.hub.close_streams()
+        services.runner.stop()
+
+    server = _Server(config, closing)
 
     def started(future: Future[EngineInfo]) -> None:
+        if future.cancelled():
+            return  # a signal came first
         error = future.exception()
         if error is None:
             log.info("engine ready", model=future.result().model, device=future.result().device)
@@ -83,8 +95,9 @@ def serve(services: Services, listener: socket.socket, ready: Callable[[], None]
     try:
         asyncio.run(_serve(server, listener, ready))
     finally:
-        services.runner.close(settings.shutdown_s)
-        services.engine.host.close()
+        spent = time.monotonic() - server.asked_at if server.asked_at else 0.0
+        services.runner.close(max(MIN_STOP_S, settings.shutdown_s - spent))
+        services.engine.host.close(ENGINE_CLOSE_S)
         services.db.close()
         services.instance.release()
     if failed:

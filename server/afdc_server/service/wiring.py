@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from afdc.errors import StorageError
 from afdc.layout import RunLayout
 from afdc_pipeline.seams import EncoderInfo, Engine, Progress
 from afdc_server.accounts.keys import load_secret
@@ -22,7 +24,7 @@ from afdc_server.jobs.shared import SharedEngine
 from afdc_server.jobs.work import Bench
 from afdc_server.local.lengths import check_lengths
 from afdc_server.models import ModelRef, detect_device, resolve_model
-from afdc_server.service.instance import hold_instance
+from afdc_server.service.instance import Instance, hold_instance
 from afdc_server.service.rates import RateLimit
 from afdc_server.service.services import Services
 from afdc_server.service.settings import ServerSettings
@@ -65,8 +67,17 @@ def make_services(settings: ServerSettings, parts: HeavyParts) -> Services:
     Raises:
         AfdcError: what is wrong, with the setting to change.
     """
-    settings.work.mkdir(parents=True, exist_ok=True)
+    _make_folder(settings.data)
     instance = hold_instance(settings.data)
+    try:
+        return _make_services(settings, parts, instance)
+    except BaseException:
+        instance.release()
+        raise
+
+
+def _make_services(settings: ServerSettings, parts: HeavyParts, instance: Instance) -> Services:
+    _make_folder(settings.work)
     database = Database(open_database(settings.database))
     upgrade(database.engine)
     artifacts = ArtifactStore(settings.artifact_url, settings.data / "cache")
@@ -95,6 +106,13 @@ def make_services(settings: ServerSettings, parts: HeavyParts) -> Services:
         runner=Runner(bench, settings, instance.name, hub.notify),
         instance=instance,
     )
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise StorageError(f"cannot make {path}: {exc.strerror}", remedy="Give --data another folder") from exc
 
 
 def _once(make: Callable[[], ModelRef]) -> Callable[[], ModelRef]:

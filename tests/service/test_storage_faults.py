@@ -1,0 +1,225 @@
+"""Disks that fail and files that are damaged: a declared error or success afterwards, and never half a thing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import select
+
+from afdc.errors import StorageError
+from afdc.layout import RunLayout
+from afdc_server.db import schema
+from afdc_server.jobs import work
+from afdc_server.jobs.rebuild import PUBLISHED, published_locations
+from afdc_server.ledger import SqlLedger
+from afdc_server.service.ids import ADAPTER, DATASET, new_id
+from tests.service.faults import SETTINGS, check_files, read_split
+from tests.service.world import (
+    World,
+    events_of,
+    finished,
+    post_job,
+    post_seeds,
+    running,
+)
+
+ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS)
+STEPS = 130  # durable calls of a job's own thread, about
+LEASE_S = 1.0
+
+
+class Disk:
+    """Fails the durable calls of jobs from the Nth on, as often as it is told."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self._lock = threading.Lock()
+        self.heal()
+        for module, name in ((os, "fsync"), (os, "replace"), (os, "rename"), (shutil, "copyfile")):
+            patch.setattr(module, name, self._wrap(getattr(module, name)))
+
+    def break_at(self, call: int, error: int, times: int) -> None:
+        self.calls, self.at, self.error, self.left, self.hits = 0, call, error, times, 0
+
+    def heal(self) -> None:
+        self.break_at(0, 0, 0)
+
+    def _wrap(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **options: Any) -> Any:
+            if threading.current_thread().name.startswith("afdc-job_"):
+                self._maybe_fail()
+            return real(*args, **options)
+
+        return wrapped
+
+    def _maybe_fail(self) -> None:
+        with self._lock:
+            self.calls += 1
+            if not self.at or self.calls < self.at or not self.left:
+                return
+            self.left -= 1
+            self.hits += 1
+        raise OSError(self.error, os.strerror(self.error))
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(monkeypatch)
+
+
+def check_whole(world: World, client: httpx.Client, job: str) -> None:
+    """A finished job: its events without a gap, one data set, and every file as the database lists it."""
+    ids = [one["id"] for one in events_of(client, job)]
+    assert ids == list(range(1, len(ids) + 1))
+    store = world.services.settings.data / "artifacts"
+    with world.services.db.read() as connection:
+        dataset = connection.execute(select(schema.datasets).where(schema.datasets.c.job == job)).one()
+        adapters = connection.execute(select(schema.adapters).where(schema.adapters.c.job == job)).all()
+    for one in (dataset, *adapters):
+        check_files(store / one.location, one.files)
+    assert len(read_split(store / dataset.location / "data")) == dataset.rows > 12
+    assert sum(one.final for one in adapters) == 1
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=[errno.errorcode[one] for one in ERRORS])
+def test_a_disk_that_fails_at_any_call_fails_the_job_which_then_goes_on(tmp_path: Path, disk: Disk, error: int) -> None:
+    with running(tmp_path, running_jobs=1) as world, world.client() as client:
+        seeds = post_seeds(client)
+        met = 0
+        for number, call in enumerate(range(1 + ERRORS.index(error) * 5, STEPS, 23)):
+            disk.break_at(call, error, times=1 if number % 2 else 1000)
+            job = post_job(client, seeds, settings=SETTINGS)["id"]
+            ended = finished(client, job)
+            met += disk.hits
+            if ended["status"] != "succeeded":
+                assert (ended["status"], ended["error"]["code"]) == ("failed", "storage"), f"call {call}"
+                assert ended["error"]["retryable"]
+                assert os.strerror(error) in ended["error"]["message"]
+                assert ended["dataset"] is None
+                disk.heal()
+                client.post(f"/jobs/{job}/retry")
+                assert finished(client, job)["status"] == "succeeded"
+            disk.heal()
+            check_whole(world, client, job)
+        assert met >= 5
+
+
+@contextmanager
+def left_unpublished(world: World, client: httpx.Client, patch: pytest.MonkeyPatch) -> Iterator[tuple[str, RunLayout]]:
+    """A job that has finished everything but could not publish it. At the end of the block it is tried again."""
+
+    def fail(*_: Any) -> None:
+        raise StorageError("the store is away")
+
+    with patch.context() as broken:
+        broken.setattr(work, "publish_dataset", fail)
+        job = post_job(client, post_seeds(client), settings=SETTINGS)["id"]
+        assert finished(client, job)["error"]["message"] == "the store is away"
+    yield job, RunLayout(world.services.settings.work / job)
+    client.post(f"/jobs/{job}/retry")
+    done = finished(client, job)
+    assert done["status"] == "succeeded", done["error"]
+    check_whole(world, client, job)
+
+
+def truncate(path: Path) -> None:
+    with path.open("r+b") as stream:
+        stream.truncate(path.stat().st_size // 2)
+
+
+def torn_result(layout: RunLayout) -> None:
+    truncate(layout.result)
+
+
+def torn_rows(layout: RunLayout) -> None:
+    truncate(next((layout.dataset / "data").glob("*.parquet")))
+
+
+def torn_chunk(layout: RunLayout) -> None:
+    layout.result.unlink()
+    truncate(next(layout.chunks.rglob("*.parquet")))
+
+
+def torn_adapter(layout: RunLayout) -> None:
+    truncate(next(layout.adapters.glob("*-m0-*")) / "adapter_model.safetensors")
+
+
+def lost_folder(layout: RunLayout) -> None:
+    shutil.rmtree(layout.root)
+
+
+@pytest.mark.parametrize(
+    ("damage", "restarts"),
+    [(torn_result, 0), (torn_rows, 0), (torn_chunk, 1), (torn_adapter, 1), (lost_folder, 1)],
+    ids=lambda one: getattr(one, "__name__", None),
+)
+def test_torn_or_lost_files_are_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[RunLayout], None], restarts: int
+) -> None:
+    with running(tmp_path) as world, world.client() as client:
+        with left_unpublished(world, client, monkeypatch) as (job, layout):
+            damage(layout)
+        kinds = [one["kind"] for one in events_of(client, job)]
+        assert kinds.count("job_restarted") == restarts
+        assert kinds.count("job_succeeded") == 1
+
+
+def test_ids_that_another_server_settled_for_its_own_adapters_are_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where that server took the job over, began it anew and died while it published."""
+    theirs = {"dataset": new_id(DATASET), "job-r1-000000000000": new_id(ADAPTER)}
+    with running(tmp_path) as world, world.client() as client:
+        with left_unpublished(world, client, monkeypatch) as (job, _layout):
+            SqlLedger(world.services.db.engine, job).set_value(PUBLISHED, theirs)
+            for location in published_locations(theirs):
+                (tmp_path / "artifacts" / location).mkdir(parents=True)
+        for location in published_locations(theirs):
+            assert not (tmp_path / "artifacts" / location).exists()
+
+
+def test_a_job_that_is_deleted_before_it_was_published_whole_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise StorageError("the store is away")
+
+    with running(tmp_path) as world, world.client() as client:
+        monkeypatch.setattr(work, "publish_adapter", fail)
+        job = post_job(client, post_seeds(client), settings=SETTINGS)["id"]
+        assert finished(client, job)["status"] == "failed"
+        stored = world.services.settings.data / "artifacts" / "datasets"
+        assert len(list(stored.iterdir())) == 1
+        assert client.delete(f"/jobs/{job}").status_code == 200
+        assert list(stored.iterdir()) == []
+        assert not (world.services.settings.work / job).exists()
+
+
+@pytest.mark.parametrize("part", ["adapter_model.safetensors", "adapter_config.json"])
+def test_a_corrupt_adapter_is_refused_and_the_other_one_answers(tmp_path: Path, part: str) -> None:
+    with running(tmp_path) as world, world.client() as client:
+        job = post_job(client, post_seeds(client), settings=SETTINGS)["id"]
+        assert finished(client, job)["status"] == "succeeded"
+        final, other = (
+            next(one for one in client.get(f"/jobs/{job}/checkpoints").json()["data"] if one["final"] == is_final)["id"]
+            for is_final in (True, False)
+        )
+        path = tmp_path / "artifacts" / "adapters" / final / part
+        whole = path.read_bytes()
+        truncate(path)
+        wanted = {"texts": ["river lamp ALPHA"]}
+        refused = client.post("/predict", json={**wanted, "adapter": final})
+        assert refused.status_code >= 400
+        assert refused.json()["code"] == "adapter"
+        assert client.post("/predict", json={**wanted, "adapter": other}).status_code == 200
+        path.write_bytes(whole)
+        found = client.post("/predict", json={**wanted, "job": job})
+        assert found.json()["adapter"] == final, found.text
