@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 from afdc.config import RunConfig
 from afdc.presets import PRESETS
 from afdc.result import EvalReport, RunResult
+from afdc_server.api.app import make_app
 from afdc_server.export.schema import AUDIT_SCHEMA
 
 DOCS = Path(__file__).parent
@@ -118,10 +119,107 @@ def _help(command: str) -> str:
     return "\n".join(line.rstrip() for line in shown.strip().splitlines())
 
 
+def http_operations() -> str:
+    """Every operation of the HTTP API: a section a tag, each operation with parameters, body and replies."""
+    document = make_app().openapi()
+    by_tag: dict[str, list[str]] = {}
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            by_tag.setdefault(operation["tags"][0], []).append(_operation(method.upper(), path, operation))
+    return "\n\n".join(f"## {tag.capitalize()}\n\n" + "\n\n".join(parts) for tag, parts in by_tag.items())
+
+
+def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
+    scope = operation.get("x-scope")
+    about = " ".join([f"{operation['summary']}.", *str(operation.get("description", "")).split()]).replace("?.", "?")
+    key = f"Scope `{scope}`. Operation `{operation['operationId']}`." if scope else "No key."
+    parts = [f"### `{method} {path}`", f"{about} {key}", _parameters(operation), _body(operation), _replies(operation)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _parameters(operation: dict[str, Any]) -> str:
+    rows = [
+        f"| `{one['name']}` | {one['in']} | {_schema_type(one['schema'])} | {_default(one)} | {_line(one)} |"
+        for one in operation.get("parameters", [])
+        if (one["in"], one["name"]) != ("path", "id")  # stands in the heading
+    ]
+    return "\n".join(["| parameter | in | type | default | meaning |", "|---|---|---|---|---|", *rows]) if rows else ""
+
+
+def _default(parameter: dict[str, Any]) -> str:
+    if parameter.get("required"):
+        return "required"
+    value = parameter["schema"].get("default")
+    return f"`{json.dumps(value)}`" if value not in (None, "") else ""
+
+
+def _line(described: dict[str, Any]) -> str:
+    return str(described.get("description", "")).replace("\n", " ").replace("|", "\\|")
+
+
+def _body(operation: dict[str, Any]) -> str:
+    content = operation.get("requestBody", {}).get("content", {})
+    parts = []
+    for kind, described in content.items():
+        shown = [one["value"] for one in described.get("examples", {}).values()] or [described["example"]]
+        example = shown[0] if isinstance(shown[0], str) else json.dumps(shown[-1], ensure_ascii=False)
+        schema = f" ({_schema_type(described['schema'])})" if kind == "application/json" else ""
+        parts.append(f"Body `{kind}`{schema}:\n\n```{'json' if schema else ''}\n{example.strip()}\n```")
+    return "\n\n".join(parts)
+
+
+def _replies(operation: dict[str, Any]) -> str:
+    good = [
+        f"- {status}: " + (", ".join(_reply(kind, one) for kind, one in reply.get("content", {}).items()) or "no body")
+        for status, reply in operation["responses"].items()
+        if "Problem" not in str(reply)
+    ]
+    bad = sorted(status for status, reply in operation["responses"].items() if "Problem" in str(reply))
+    return "\n".join([*good, *([f"- {', '.join(bad)}: [`Problem`](#problem)"] if bad else [])])
+
+
+def _reply(kind: str, described: dict[str, Any]) -> str:
+    return _schema_type(described["schema"]) if kind == "application/json" else f"`{kind}`"
+
+
+def _schema_type(schema: dict[str, Any]) -> str:
+    """A JSON schema in a few words; models are links to their tables."""
+    if "$ref" in schema:
+        name = schema["$ref"].rsplit("/", 1)[1]
+        return f"[`{name}`](#{name.lower()})"
+    for key in ("anyOf", "oneOf"):
+        if key in schema:
+            return " or ".join(dict.fromkeys(_schema_type(one) for one in schema[key]))
+    if "enum" in schema or "const" in schema:
+        return " · ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
+    if schema.get("type") == "array":
+        return f"list of {_schema_type(schema['items'])}" if "items" in schema else "list"
+    kinds = {"string": "text", "integer": "integer", "number": "number", "boolean": "true · false", "null": "null"}
+    bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<", "maxLength": "length ≤"}
+    limits = [f"{sign} {schema[name]}" for name, sign in bounds.items() if name in schema]
+    return ", ".join([kinds.get(str(schema.get("type")), "object" if schema.get("type") else "any"), *limits])
+
+
+def http_schemas() -> str:
+    """A table of fields for every model of the HTTP API."""
+    schemas = make_app().openapi()["components"]["schemas"]
+    return "\n\n".join(_schema_table(name, schema) for name, schema in sorted(schemas.items()))
+
+
+def _schema_table(name: str, schema: dict[str, Any]) -> str:
+    about = " ".join(str(schema.get("description", "")).split())
+    rows = [
+        f"| `{field}` | {_schema_type(one)} | {_line(one)} |" for field, one in schema.get("properties", {}).items()
+    ]
+    table = "\n".join(["| field | type | meaning |", "|---|---|---|", *rows]) if rows else _schema_type(schema)
+    return "\n\n".join(part for part in (f"### {name}", about, table) if part)
+
+
 PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "configuration.md": {"options": option_tables, "presets": preset_table},
     "outputs.md": {"columns": column_table, "result-schema": schema(RunResult), "eval-schema": schema(EvalReport)},
     "cli.md": {"help": cli_help},
+    "http-api.md": {"operations": http_operations, "schemas": http_schemas},
 }
 
 

@@ -12,6 +12,7 @@ from jsonschema_rs import validator_for
 from afdc_server.api.app import make_app
 from afdc_server.api.openapi import PROBLEM_CONTENT, operations
 from tests.service.world import World
+from tests.test_docs import DOCS, generator
 
 DOCUMENT: dict[str, Any] = make_app().openapi()
 OPERATIONS = {operation["operationId"]: (path, operation) for path, operation in operations(DOCUMENT)}
@@ -39,6 +40,7 @@ def test_names_are_unique() -> None:
 def test_a_key_is_asked_for_everywhere_but_for_health(name: str) -> None:
     path, operation = OPERATIONS[name]
     assert operation.get("security") == ([{"HTTPBearer": []}] if path.startswith("/v1/") else None)
+    assert operation.get("x-scope") in ({"read", "jobs", "admin"} if path.startswith("/v1/") else {None})
 
 
 @each_operation
@@ -102,6 +104,12 @@ def test_links_name_operations() -> None:
 def test_the_server_hands_it_out_without_a_key(world: World) -> None:
     served = httpx.get(f"{world.address}/openapi.json").json()
     assert served == DOCUMENT
+
+
+def test_the_page_of_the_api_is_up_to_date() -> None:
+    page = (DOCS / "http-api.md").read_text(encoding="utf-8")
+    assert generator().fill("http-api.md", page) == page, "run python docs/generate.py"
+    assert all(f"Operation `{name}`" in page for name in OPERATIONS if OPERATIONS[name][0].startswith("/v1/"))
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ from afdc.wire.datasets import ReviewsCreate
 from afdc.wire.jobs import Event
 from afdc.wire.seeds import SeedSetCreate
 from afdc_server.api import adapters, datasets, engine, events, health, jobs, keys, problems, seeds
-from afdc_server.api.deps import Heavy
+from afdc_server.api.deps import Heavy, Require
 from afdc_server.api.guard import Guard
-from afdc_server.api.openapi import complete
+from afdc_server.api.openapi import complete, operations
 from afdc_server.datasets.labelstudio import LabelStudioTask
 from afdc_server.service.services import Services
 
@@ -72,7 +72,23 @@ def _complete_document(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = complete(derive(), (SeedSetCreate, Event, ReviewsCreate, LabelStudioTask))
+            document = complete(derive(), (SeedSetCreate, Event, ReviewsCreate, LabelStudioTask))
+            _tell_scopes(app, document)
+            app.openapi_schema = document
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # the way that FastAPI documents
+
+
+def _tell_scopes(app: FastAPI, document: dict[str, Any]) -> None:
+    """`x-scope` of an operation: what its key must be allowed to do."""
+    scopes = {
+        route.name: needed.call.scope
+        for route in app.routes
+        if isinstance(route, APIRoute)
+        for needed in route.dependant.dependencies
+        if isinstance(needed.call, Require)
+    }
+    for _, operation in operations(document):
+        if operation["operationId"] in scopes:
+            operation["x-scope"] = scopes[operation["operationId"]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, ParamSpec, TypeVar
@@ -26,8 +26,12 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 
-def get_services(request: Request) -> Services:
-    """The services that the app was built on."""
+async def get_services(request: Request) -> Services:
+    """The services that the app was built on. A coroutine, as every dependency that never waits: no thread for it."""
+    return _services(request)
+
+
+def _services(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
 
@@ -46,7 +50,7 @@ class Heavy:
         return await to_thread.run_sync(partial(work, *args, **options), limiter=self._limiter)
 
 
-def get_heavy(request: Request) -> Heavy:
+async def get_heavy(request: Request) -> Heavy:
     """The app's threads for long work."""
     heavy: Heavy = request.app.state.heavy
     return heavy
@@ -80,7 +84,7 @@ async def check_key(request: Request) -> None:
     """Refuse a request without a valid key before its body is read. Raises as `identify`."""
     credentials = await bearer(request)
     key = credentials.credentials if credentials is not None else None
-    request.state.caller = await run_in_threadpool(identify, get_services(request), key)
+    request.state.caller = await run_in_threadpool(identify, _services(request), key)
 
 
 def authenticate(
@@ -91,20 +95,22 @@ def authenticate(
     return known or identify(services, credentials.credentials if credentials is not None else None)
 
 
-def require(scope: str) -> Callable[[Caller], Awaitable[Caller]]:
-    """A dependency that lets keys with the scope pass. Raises ForbiddenError for the others."""
+@dataclass(frozen=True)
+class Require:
+    """A dependency that lets keys with the scope pass."""
 
-    async def check(caller: Annotated[Caller, Depends(authenticate)]) -> Caller:
-        if not caller.may(scope):
-            raise ForbiddenError(f"this key lacks the scope {scope!r}", remedy="Ask for a key that has it")
+    scope: str
+
+    async def __call__(self, caller: Annotated[Caller, Depends(authenticate)]) -> Caller:
+        """The caller. Raises ForbiddenError for keys without the scope."""
+        if not caller.may(self.scope):
+            raise ForbiddenError(f"this key lacks the scope {self.scope!r}", remedy="Ask for a key that has it")
         return caller
 
-    return check
 
-
-ReadCaller = Annotated[Caller, Depends(require("read"))]
-JobsCaller = Annotated[Caller, Depends(require("jobs"))]
-AdminCaller = Annotated[Caller, Depends(require("admin"))]
+ReadCaller = Annotated[Caller, Depends(Require("read"))]
+JobsCaller = Annotated[Caller, Depends(Require("jobs"))]
+AdminCaller = Annotated[Caller, Depends(Require("admin"))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,9 @@ GENERATE: dict[str, Any] = examples(
     text={"prompts": [{"prompt": "Once upon a time", "n": 2}], "sampling": {"max_tokens": 32, "seed": 0}},
     chat={"prompts": [{"prompt": [{"role": "user", "content": "Say hello"}]}]},
 )
-SCORE = examples(base_model={"task": {"labels": [{"name": "card"}, {"name": "cancel"}]}, "texts": ["Where is my card?"]})
+SCORE = examples(
+    base_model={"task": {"labels": [{"name": "card"}, {"name": "cancel"}]}, "texts": ["Where is my card?"]}
+)
 LOAD = examples(by_id={"adapter": ADAPTER + SAMPLE})
 
 
