@@ -4,7 +4,7 @@
 
 The first job runs undisturbed; the others have the same seeds and settings and must end with the same rows. DIR keeps
 what was done so far (`state.json`), and the same command goes on from there. Needs the packages of the server and of
-the trainer, and the packaged model; a job takes about ten minutes on two CPU cores.
+the trainer, and the packaged model; a job takes about two minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,8 @@ from afdc.files import write_json
 READY_S = 600.0
 END_S = 7200.0
 POLL_S = 0.5
+STATE_FILE = "state.json"
+COMMAND = (sys.executable, "-m", "afdc_server.service")
 TERMINAL = {"succeeded", "failed", "cancelled", "expired"}
 TARGETS = {"server": 2, "engine": 1, "trainer": 2}
 """What is killed, and how often in relation to the others; a trainer only while there is one."""
@@ -60,9 +61,13 @@ class State:
     rows: list[list[str]] = field(default_factory=list)
 
     @staticmethod
-    def load(path: Path) -> State:
+    def load(root: Path) -> State:
+        path = root / STATE_FILE
         found = json.loads(path.read_bytes()) if path.exists() else {}
         return State(**{**found, "kills": Counter(found.get("kills", {}))})
+
+    def save(self, root: Path) -> None:
+        write_json(root / STATE_FILE, vars(self))
 
 
 class Server:
@@ -75,16 +80,13 @@ class Server:
         self._key = self._make_key()
         self._process: subprocess.Popen[bytes] | None = None
 
-    def _command(self, *more: str) -> list[str]:
-        return [sys.executable, "-m", "afdc_server.service", *more]
-
     def _make_key(self) -> str:
-        command = self._command("create-key", "--data", str(self.data), "--scope", "jobs", "--scope", "read")
+        command = [*COMMAND, "create-key", "--data", str(self.data), "--scope", "jobs", "--scope", "read"]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     def start(self) -> None:
         """Returns once it is ready to work."""
-        command = self._command("--data", str(self.data), "--port", str(self.port))
+        command = [*COMMAND, "--data", str(self.data), "--port", str(self.port)]
         with (self.data / "server.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         end = time.monotonic() + READY_S
@@ -119,16 +121,10 @@ class Server:
         assert self._process is not None
         return [pid for pid in descendants(self._process.pid) if name in _name(pid)]
 
-    @contextlib.contextmanager
-    def client(self) -> Iterator[httpx.Client]:
-        headers = {"Authorization": f"Bearer {self._key}"}
-        with httpx.Client(base_url=f"http://127.0.0.1:{self.port}/v1", headers=headers, timeout=120) as client:
-            yield client
-
     def ask(self, verb: str, path: str, **options: Any) -> Any:
         """A reply's JSON."""
-        with self.client() as client:
-            reply = client.request(verb, path, **options)
+        headers = {"Authorization": f"Bearer {self._key}", **options.pop("headers", {})}
+        reply = httpx.request(verb, f"http://127.0.0.1:{self.port}/v1{path}", headers=headers, timeout=120, **options)
         reply.raise_for_status()
         return reply.json()
 
@@ -255,7 +251,7 @@ def watch(server: Server, state: State, job: str, given: argparse.Namespace, sou
             return found
         if state.rows and _count(state) < given.kills and time.monotonic() - last > pause:
             disturb(server, state, source)
-            write_json(given.root / "state.json", asdict(state))
+            state.save(given.root)
             last, pause = time.monotonic(), source.uniform(given.shortest, given.longest)
         time.sleep(POLL_S)
     return {"id": job, "status": "hung", "error": None}
@@ -284,8 +280,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     given.root.mkdir(parents=True, exist_ok=True)
-    path = given.root / "state.json"
-    state = State.load(path)
+    state = State.load(given.root)
     source = random.Random(f"{given.seed} {_count(state)}")  # noqa: S311 - chooses what to kill
     server = Server(given.root / "data")
     server.start()
@@ -295,7 +290,7 @@ def main() -> None:
                 state.jobs.append(submit(server, len(state.jobs)))
             job = state.jobs[len(state.ended)]
             state.ended[job] = judge(server, state, watch(server, state, job, given, source))
-            write_json(path, asdict(state))
+            state.save(given.root)
             print(summary(state), flush=True)
         print(f"the server ended with {server.stop()}")
     finally:

@@ -66,7 +66,7 @@ class SharedTrainer:
         self.saved_seconds = 0.0
 
     async def fit(self, job: TrainJob) -> TrainResult:
-        if job.round or job.continue_from:
+        if job.round or job.continue_from or job.average:
             return await self.inner.fit(job)
         key = self._key(job)
         place = self.folder / key[:20]

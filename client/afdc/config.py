@@ -240,6 +240,9 @@ class LoopConfig(SettingsTable):
     ensemble: bool = Field(
         default=True, description="label with the mean of all adapters so far, not with the last alone"
     )
+    average: bool = Field(
+        default=True, description="hand out the mean of the weights of the rounds' adapters, not the last alone"
+    )
     holdout: float = Field(
         default=0.0, ge=0, lt=0.5, description="share of each label's seeds kept out of training to gate adapters"
     )

@@ -35,7 +35,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "out_of_sample": False,
             "unanimous": False,
         },
-        "loop": {"members": 0, "ensemble": False, "rounds": 3, "folds": 0},
+        "loop": {"members": 0, "ensemble": False, "average": False, "rounds": 3, "folds": 0},
         "encoder": {"labeller": False},
         "train": {"seed_repeat": 1, "seed_epochs": 10, "contrastive": 0.0},
         "augment": {"variants": 18, "temperature": 1.0},

@@ -54,7 +54,7 @@ class TrainRow(Model):
 class TrainJob(Model):
     """`job.json`: all that one training run needs; paths are absolute."""
 
-    name: str = Field(description="adapter name without the hash: {job}-r{round}[-m{member}]")
+    name: str = Field(description="adapter name without the hash: {job}-r{round}[-m{member}] or {job}-avg")
     job: str
     round: int = Field(ge=0)
     member: int = Field(default=0, ge=0)
@@ -68,6 +68,11 @@ class TrainJob(Model):
     seed: int
     config: TrainConfig
     continue_from: Path | None = None
+    average: tuple[Path, ...] = Field(
+        default=(),
+        description="adapter folders whose mean update is published: then nothing is trained, and rows only give the "
+        "answers of the probes",
+    )
     temperature: float = Field(default=1.0, gt=0, description="of the label scores, written to the manifest")
     probes: tuple[str, ...] = Field(
         description="texts whose label log-probs the trainer reports, to check the swap; open: gold rows"

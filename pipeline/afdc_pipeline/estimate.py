@@ -116,6 +116,7 @@ def make_plan(config: RunConfig, inputs: PlanInputs) -> Plan:
     selected = _selected(config, inputs.task, candidates, ceiling)
     scored = _scored_texts(config, inputs, candidates)
     adapters, training = _training(config, inputs, sizes, len(trained), selected)
+    processes = adapters + int(config.loop.average and config.loop.rounds > 1)
     completion = round(draws * (sizes.text + 1))
     prompts = 1 if inputs.task.is_open else sizes.reads  # samples of a text share its prompt
     sampled = round(scored * sizes.reads * sizes.label) if inputs.task.is_open else 0
@@ -124,7 +125,7 @@ def make_plan(config: RunConfig, inputs: PlanInputs) -> Plan:
         "engine_start": rates.engine_start_s,
         "generate": completion / rates.decode + generation_prompt / rates.prefill,
         "score": computed / rates.prefill + sampled / rates.decode,
-        "train": training / rates.train + adapters * rates.trainer_start_s,
+        "train": training / rates.train + processes * rates.trainer_start_s,
         "encode": _encoding_seconds(config, inputs, rates, len(trained), selected, candidates),
     }
     return Plan(

@@ -4,6 +4,7 @@ D1 <- augment(D0, R rounds x K variants) + unlabelled texts
 M0 <- adapters fitted on D0 (none in the paper preset: the base model scores first)
 D2 <- select(score(D1)); while |D2| < target: D1 <- D1 + one more augment round; D2 <- select(score(D1))
 T times: M_t <- fit(base, D0 + D2); gate; D2 <- select(relabel(D1)), as above
+M* <- mean of the weights of the M_t that passed the gate
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from afdc.result import EvalSummary, Evaluation, RoundResult
+from afdc.result import Evaluation, RoundResult
 from afdc_pipeline import growth, metrics, stopping
 from afdc_pipeline.context import JobContext
 from afdc_pipeline.seams import StageKey
@@ -21,6 +22,7 @@ from afdc_pipeline.select.trust import Trust
 from afdc_pipeline.spending import spent, stage_seconds
 from afdc_pipeline.stages.answer import answer_pool
 from afdc_pipeline.stages.augment import SeenTexts, build_pool, extend_pool
+from afdc_pipeline.stages.average import average_rounds
 from afdc_pipeline.stages.crossfit import CrossFit, Learnt, cross_fit
 from afdc_pipeline.stages.decide import Decisions, Labelled, decide, decided_rows
 from afdc_pipeline.stages.encode import encode_pool, encoder_of
@@ -53,15 +55,30 @@ async def run_loop(ctx: JobContext, history: list[RoundResult] | None = None) ->
 
 
 async def _run(ctx: JobContext, state: LoopState) -> LoopState:
-    base = await _eval(ctx, 0, BASE)
+    base = state.best_eval = await _eval(ctx, 0, BASE)
     seeds_only = await _round_zero(ctx, state)
     grown = await _label(ctx, state, 0)
     await _record(ctx, state, 0, seeds_only[0] if seeds_only else None, holdout=state.best_holdout, note=grown)
     while not state.stop_reason:
         await _self_train(ctx, state, len(state.history))
+    await _average(ctx, state)
     await _hand_out(ctx, state)
-    state.eval = _eval_summary(ctx, state, base, seeds_only)
+    gold, final = len(ctx.inputs.eval), state.best_eval
+    state.eval = metrics.summarise_eval(base, seeds_only, final, gold, is_open=ctx.task.is_open)
     return state
+
+
+async def _average(ctx: JobContext, state: LoopState) -> None:
+    """M* becomes the mean of the rounds' adapters. It labels nothing, and each of them has passed the gate."""
+    if not ctx.config.loop.average or len(state.activated) < 2:
+        return
+    last = state.history[-1]
+    averaged = await average_rounds(ctx, last.round, state.activated)
+    ctx.progress.note(averaged.note)
+    if averaged.scorer is not None:
+        state.best, state.best_eval = averaged.scorer, await _eval(ctx, last.round, averaged.scorer)
+    note = "; ".join(filter(None, (last.note, averaged.note)))
+    state.history[-1] = last.model_copy(update={"note": note, "seconds": stage_seconds(ctx, last.round)})
 
 
 async def _hand_out(ctx: JobContext, state: LoopState) -> None:
@@ -96,6 +113,8 @@ async def _round_zero(ctx: JobContext, state: LoopState) -> list[Evaluation]:
     else:
         state.labellers = [BASE]
     evaluations = [await _eval(ctx, 0, member) for member in members]
+    if ctx.config.loop.members:
+        state.best_eval = evaluations[0]
     return [one for one in evaluations if one is not None]
 
 
@@ -122,7 +141,8 @@ async def _self_train(ctx: JobContext, state: LoopState, round: int) -> None:
     accepted = _passes_gate(state, holdout)
     evaluation = await _eval(ctx, round, scorer)
     if accepted:
-        _activate(ctx, state, scorer, fitted.scorers, holdout)
+        _activate(ctx, state, scorer, fitted.scorers)
+        state.best_holdout, state.best_eval = holdout, evaluation
         note = await _label(ctx, state, round)
     else:  # the same labellers would decide the same again
         state.decisions.append(replace(state.decisions[-1], flip_rate=None))
@@ -135,11 +155,9 @@ def _passes_gate(state: LoopState, holdout: Evaluation | None) -> bool:
     return holdout is None or state.best_holdout is None or holdout.score >= state.best_holdout.score
 
 
-def _activate(
-    ctx: JobContext, state: LoopState, scorer: Scorer, beside: Sequence[Scorer], holdout: Evaluation | None
-) -> None:
+def _activate(ctx: JobContext, state: LoopState, scorer: Scorer, beside: Sequence[Scorer]) -> None:
     state.best = scorer
-    state.best_holdout = holdout
+    state.activated.append(scorer)
     if ctx.config.loop.ensemble:
         state.labellers = [*(s for s in state.labellers if s != BASE), scorer, *beside]
     else:
@@ -267,20 +285,6 @@ async def _stop_reason(ctx: JobContext, state: LoopState) -> str:
     inputs = {"adapter": last.adapter, "selected": last.selected}
     result = await run_stage(ctx, StageKey(last.round, "stop"), inputs, body, title="")
     return str(result["reason"])
-
-
-def _eval_summary(
-    ctx: JobContext, state: LoopState, base: Evaluation | None, seeds_only: list[Evaluation]
-) -> EvalSummary:
-    final = base if state.best == BASE else _final(state, seeds_only[0] if seeds_only else None)
-    return metrics.summarise_eval(base, seeds_only, final, len(ctx.inputs.eval), is_open=ctx.task.is_open)
-
-
-def _final(state: LoopState, seeds_only: Evaluation | None) -> Evaluation | None:
-    for result in reversed(state.history):
-        if result.round > 0 and result.adapter == state.best.served:
-            return result.eval
-    return seeds_only
 
 
 async def _eval(ctx: JobContext, round: int, scorer: Scorer) -> Evaluation | None:

@@ -33,6 +33,10 @@ class LoopState:
     scored: dict[str, ScoredPool] = field(default_factory=dict)
     best: Scorer = BASE
     best_holdout: Evaluation | None = None
+    best_eval: Evaluation | None = None
+    """Of M* so far, on --eval."""
+    activated: list[Scorer] = field(default_factory=list)
+    """The rounds' own adapters that passed the gate, in the order of the rounds."""
     history: list[RoundResult] = field(default_factory=list)
     decisions: list[Decisions] = field(default_factory=list)
     encoders: dict[int, Encoded] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from afdc.adapter import AdapterManifest, publish_adapter
+from afdc.adapter import AdapterManifest, publish_adapter, verify_adapter
 from afdc.files import sha256_bytes, sha256_file, write_bytes
 from afdc.training import TrainJob, TrainResult
 from tests.fakes.engine import stable_rng
@@ -45,6 +45,7 @@ def write_adapter(job: TrainJob, content: str) -> Path:
         rank=rank,
         task=job.task,
         template_hash=job.template_hash,
+        temperature=job.temperature,
         files=files,
     )
     write_bytes(temporary / "manifest.json", manifest.model_dump_json().encode())
@@ -53,7 +54,7 @@ def write_adapter(job: TrainJob, content: str) -> Path:
 
 
 class FakeTrainer:
-    """Fits nothing: the adapter's weights are a hash of the rows it was given."""
+    """Fits nothing: the adapter's weights are a hash of the rows it was given, or of the adapters to be averaged."""
 
     def __init__(self, on_call: Callable[[str], None] | None = None) -> None:
         self.jobs: list[TrainJob] = []
@@ -64,5 +65,6 @@ class FakeTrainer:
         self.jobs.append(job)
         with job.rows.open("rb") as stream:  # line by line: benchmarks/memory_curve.py measures this process
             rows = sum(1 for _ in stream)
-        adapter = write_adapter(job, sha256_file(job.rows))
+        averaged = [verify_adapter(folder).name for folder in job.average]
+        adapter = write_adapter(job, " ".join(averaged) or sha256_file(job.rows))
         return TrainResult(status="succeeded", adapter=adapter, steps=1, rows=rows, tokens=1)

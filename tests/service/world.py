@@ -22,6 +22,7 @@ from afdc.task import Task
 from afdc_pipeline.seams import EncoderInfo, EngineInfo, Progress
 from afdc_server.accounts.store import create_key
 from afdc_server.api.app import build_app
+from afdc_server.api.connections import PatientProtocol
 from afdc_server.models import ModelRef
 from afdc_server.service.services import Services
 from afdc_server.service.settings import ServerSettings
@@ -82,7 +83,9 @@ class World:
         self.services: Services = make_services(settings, parts)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        config = uvicorn.Config(build_app(self.services), log_config=None, timeout_graceful_shutdown=2)
+        config = uvicorn.Config(
+            build_app(self.services), http=PatientProtocol, log_config=None, timeout_graceful_shutdown=2
+        )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self._listener],), daemon=True)
 

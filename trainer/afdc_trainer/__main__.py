@@ -64,12 +64,13 @@ def train(job: TrainJob) -> TrainResult:
 
 
 def processes(job: TrainJob) -> int:
-    """How many train: one a GPU that the batch feeds, or what the user says. 1 in a process that others started.
+    """How many train: one a GPU that the batch feeds, or what the user says. 1 in a process that others started, and
+    where nothing is trained.
 
     Raises:
         UsageError: the user's number is none.
     """
-    if "WORLD_SIZE" in os.environ:
+    if "WORLD_SIZE" in os.environ or job.average:
         return 1
     if wanted := os.environ.get(PROCESSES_VARIABLE):
         if not (wanted.isdecimal() and int(wanted)):

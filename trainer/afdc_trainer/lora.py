@@ -22,6 +22,11 @@ from afdc.errors import AdapterError, ModelError
 PEFT_PREFIX = "base_model.model."
 
 
+def update_scale(alpha: float, rank: int, *, rslora: bool) -> float:
+    """What B A is multiplied by."""
+    return alpha / (math.sqrt(rank) if rslora else rank)
+
+
 class _LowRankLinear(torch.autograd.Function):
     """y = x W' + bias + scale * (x A') B'. W and bias get no gradient. Shapes: x [N, in], A [r, in], B [out, r]."""
 
@@ -86,7 +91,7 @@ class LoraWeights:
 
     def __init__(self, model: nn.Module, config: TrainConfig, device: torch.device) -> None:
         model.requires_grad_(False)
-        scale = config.alpha / (math.sqrt(config.rank) if config.rslora else config.rank)
+        scale = update_scale(config.alpha, config.rank, rslora=config.rslora)
         layers = {}
         for name, base in block_linears(model).items():
             layers[name] = LoraLinear(base, config.rank, scale, config.dropout)

@@ -14,7 +14,8 @@ from afdc.errors import ModelError
 from afdc.prompting import PromptCodec
 from afdc.training import TrainJob, TrainResult
 from afdc_trainer import data, model, publish
-from afdc_trainer.checkpoint import drop_checkpoints
+from afdc_trainer.average import mean_state
+from afdc_trainer.checkpoint import Trace, drop_checkpoints
 from afdc_trainer.loop import Fit
 from afdc_trainer.lora import LoraWeights
 from afdc_trainer.ranks import Ranks, join
@@ -34,7 +35,7 @@ def make_deterministic(cpu: bool) -> None:
 
 
 def fit(job: TrainJob) -> TrainResult:
-    """Train and publish. In a process group every process trains, and the first publishes.
+    """Train, or average what `job.average` names, and publish. In a process group all train, and the first publishes.
 
     Raises:
         AfdcError: says what is wrong with the job, the model, the memory or the numbers.
@@ -46,11 +47,13 @@ def fit(job: TrainJob) -> TrainResult:
     codec = build_codec(job)
     inputs = data.identify(job)
     rows = data.read_rows(job)
-    examples = [data.encode_row(codec, row, job.max_tokens) for row in rows]
+    examples = [] if job.average else [data.encode_row(codec, row, job.max_tokens) for row in rows]
     language_model, weights = build_model(job, ranks)
-    _check_window(language_model, codec, examples)
-    steps = data.schedule(rows, job)
-    trace, resumed = Fit(job, language_model, weights, codec.prefix_ids, examples, steps, ranks).run()
+    trace, resumed = Trace(), 0
+    if examples:
+        _check_window(language_model, codec, examples)
+        steps = data.schedule(rows, job)
+        trace, resumed = Fit(job, language_model, weights, codec.prefix_ids, examples, steps, ranks).run()
     folder = None
     if ranks.first:
         answers = {row.text: row.completion for row in rows if row.gold and row.completion is not None}
@@ -64,7 +67,7 @@ def fit(job: TrainJob) -> TrainResult:
         inputs=inputs,
         losses=tuple(trace.losses),
         steps=trace.step,
-        rows=len(rows),
+        rows=len(examples),
         tokens=trace.tokens,
         seconds=time.perf_counter() - started,
         resumed_at_step=resumed,
@@ -87,12 +90,14 @@ def build_codec(job: TrainJob) -> PromptCodec:
 
 
 def build_model(job: TrainJob, ranks: Ranks) -> tuple[Any, LoraWeights]:
-    """The frozen model with LoRA in place: fresh, or `job.continue_from`."""
+    """The frozen model with LoRA in place: fresh, `job.continue_from`, or the mean of `job.average`."""
     device = model.choose_device(job.config, ranks.local_rank)
     language_model = model.load_model(job.model, model.choose_dtype(job.config, device), device)
     weights = LoraWeights(language_model, job.config, device)
     weights.initialise(job.seed)
-    if job.continue_from:
+    if job.average:
+        weights.load(mean_state(job, weights.state()))
+    elif job.continue_from:
         verify_adapter(job.continue_from)
         weights.load(load_file(job.continue_from / WEIGHTS_FILE))
     return language_model, weights

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from afdc_pipeline.stages.decide import Decisions, decided_rows
 from afdc_pipeline.stages.runner import StageRun, chunks_digest, run_stage
 
 MAX_PROBES = 8
+AVERAGE = "avg"
 FOLD_MEMBERS = 50  # numbers of the fold adapters, behind those of the members: both enter the training seed
 
 
@@ -62,15 +63,47 @@ async def train_round_fold(
     return await _fit(ctx, round, name, round_rows(ctx, pool, decisions.key, fold), run, inputs)
 
 
+async def average_adapters(ctx: JobContext, round: int, adapters: Sequence[str], temperature: float) -> str:
+    """An adapter whose update is the mean of theirs; nothing is trained. Returns its name.
+
+    The seeds go along for the answers of the probes.
+
+    Args:
+        adapters: full names.
+        temperature: of its scores, for the manifest.
+    """
+    folders = tuple(ctx.layout.adapters / name for name in adapters)
+    run = _Run(epochs=1, repeat=1, temperature=temperature, average=folders)
+    return await _fit(ctx, round, AVERAGE, seed_rows(ctx, ctx.inputs.training_seeds), run)
+
+
 @dataclass(frozen=True)
 class _Run:
-    """How a training run differs from others: `member` enters its seed; `continued` is the adapter to go on from."""
+    """How a training run differs from others: `member` enters its seed; `continued` is the adapter to go on from.
+
+    With `average` nothing is trained: the mean of these adapters is published.
+    """
 
     epochs: int
     repeat: int
     member: int = 0
     temperature: float = 1.0
     continued: Path | None = None
+    average: tuple[Path, ...] = ()
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """What identifies it beside its rows. The averaged are only named where there are some: the other stages keep
+        the identity that they had before there was averaging.
+        """
+        averaged = {"average": [folder.name for folder in self.average]} if self.average else {}
+        return {
+            "name": name,
+            "epochs": self.epochs,
+            "member": self.member,
+            "continued": self.continued.name if self.continued else "",
+            "temperature": self.temperature,
+            **averaged,
+        }
 
 
 def held_names(fold: Fold) -> str:
@@ -94,15 +127,9 @@ async def _fit(
             await ctx.engine.reclaim_device()
         return _stage_result(result, count)
 
-    described = {
-        "rows": inputs,
-        "name": name,
-        "epochs": settings.epochs,
-        "member": settings.member,
-        "continued": settings.continued.name if settings.continued else "",
-        "temperature": settings.temperature,
-    }
-    result = await run_stage(ctx, StageKey(round, f"train-{name}"), described, body, title=f"train adapter {name}")
+    described = {"rows": inputs, **settings.describe(name)}
+    title = f"average the weights of {len(settings.average)} adapters" if settings.average else f"train adapter {name}"
+    result = await run_stage(ctx, StageKey(round, f"train-{name}"), described, body, title=title)
     return str(result["adapter"])
 
 
@@ -132,6 +159,7 @@ def _job(ctx: JobContext, round: int, name: str, folder: Path, settings: _Run) -
         seed=ctx.config.seed * 1000 + round * 100 + settings.member,
         config=ctx.config.train,
         continue_from=settings.continued,
+        average=settings.average,
         temperature=settings.temperature,
         probes=tuple(_probes(ctx)),
         max_tokens=ctx.info.max_model_len,

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import csv
-import io
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Body, Header, Query, Response
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
 from afdc.errors import ConflictError
-from afdc.result import RoundResult
 from afdc.wire.common import Deleted, Page
 from afdc.wire.jobs import (
     TERMINAL,
-    Checkpoint,
-    Checkpoints,
     Estimate,
     Job,
     JobCreate,
     JobRetry,
-    JobRounds,
     JobStatus,
     Preview,
 )
@@ -35,15 +29,13 @@ from afdc_server.api.deps import HeavyThreads, Held, JobId, JobsCaller, Paged, R
 from afdc_server.api.idempotency import Key, Once, in_flight, keep_reply, stored_reply
 from afdc_server.api.openapi import SAMPLE, examples, headers, links, problems
 from afdc_server.api.paging import fetch, make_page
-from afdc_server.db.schema import adapters, service_jobs
+from afdc_server.db.schema import service_jobs
 from afdc_server.jobs import store
 from afdc_server.jobs.intake import check_job, enqueue, plan_job
 from afdc_server.jobs.preview import preview_job as make_preview
-from afdc_server.jobs.progress import ROUNDS
 from afdc_server.jobs.remove import delete_job as forget_job
 from afdc_server.jobs.states import Action
 from afdc_server.jobs.wire import etag, to_estimate, to_wire
-from afdc_server.ledger.schema import values as job_values
 from afdc_server.service.errors import BusyError
 from afdc_server.service.ids import DATASET, SEED
 from afdc_server.service.services import Services
@@ -289,61 +281,3 @@ def delete_job(id: JobId, services: Held, caller: JobsCaller) -> Deleted:
         services.artifacts.delete(location)
     shutil.rmtree(services.settings.work / id, ignore_errors=True)
     return Deleted(id=id)
-
-
-@router.get("/jobs/{id:id}/rounds", summary="Its finished rounds", responses=problems(401, 403, 404, 429, 503))
-def get_rounds(id: JobId, services: Held, caller: ReadCaller) -> JobRounds:
-    return JobRounds(data=_rounds(services, caller.tenant, id))
-
-
-def _rounds(services: Services, tenant: str, id: str) -> list[RoundResult]:
-    with services.db.read() as connection:
-        store.get(connection, tenant, id)
-        query = select(job_values.c.value).where(job_values.c.job == id, job_values.c.key == ROUNDS)
-        found = connection.execute(query).scalar()
-    return [RoundResult.model_validate(one) for one in found or []]
-
-
-METRICS = ("round", "candidates", "selected", "flip_rate", "agreement", "mean_confidence")
-
-
-@router.get(
-    "/jobs/{id:id}/metrics",
-    response_model=list[dict[str, Any]],
-    summary="Numbers by round, flat",
-    responses={
-        200: {"content": {"text/csv": {"schema": {"type": "string"}}}},
-        **problems(401, 403, 404, 422, 429, 503),
-    },
-)
-def get_metrics(
-    id: JobId, services: Held, caller: ReadCaller, format: Annotated[Literal["json", "csv"], Query()] = "json"
-) -> Any:
-    """One line a round: counts, flips, agreement, accuracy on held-out gold and on the gold set."""
-    rows = [_flat(result) for result in _rounds(services, caller.tenant, id)]
-    if format == "json":
-        return rows
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(_flat(RoundResult(round=0, candidates=0, selected=0))), lineterminator="\r\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return Response(text.getvalue(), media_type="text/csv")
-
-
-def _flat(result: RoundResult) -> dict[str, Any]:
-    flat: dict[str, Any] = {name: getattr(result, name) for name in METRICS}
-    for name in ("holdout", "encoder", "eval"):
-        found = getattr(result, name)
-        for metric in ("accuracy", "macro_f1", "ece"):
-            flat[f"{name}_{metric}"] = getattr(found, metric) if found is not None else None
-    return {**flat, "activated": result.activated, "seconds": round(sum(result.seconds.values()), 3)}
-
-
-@router.get("/jobs/{id:id}/checkpoints", summary="Adapters of its rounds", responses=problems(401, 403, 404, 429, 503))
-def get_checkpoints(id: JobId, services: Held, caller: ReadCaller) -> Checkpoints:
-    with services.db.read() as connection:
-        store.get(connection, caller.tenant, id)
-        where = (adapters.c.job == id, adapters.c.tenant == caller.tenant)
-        rows = connection.execute(select(adapters).where(*where).order_by(adapters.c.round, adapters.c.id)).all()
-    names = ("id", "name", "round", "activated", "final", "created_at")
-    return Checkpoints(data=[Checkpoint(**{name: getattr(row, name) for name in names}) for row in rows])

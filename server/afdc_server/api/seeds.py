@@ -3,51 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import StringConstraints, ValidationError
+from pydantic import StringConstraints
 from sqlalchemy import select
-from starlette.concurrency import run_in_threadpool
 
-from afdc.errors import ConflictError, InputError, StorageError
+from afdc.errors import ConflictError, InputError
 from afdc.files import canonical_json
-from afdc.records import read_records
-from afdc.task import Label, Task
 from afdc.wire.common import Deleted, Fault, Page
 from afdc.wire.seeds import OnInvalid, SeedExample, SeedKind, SeedReport, SeedSet, SeedSetCreate
 from afdc_server.accounts.store import Caller
-from afdc_server.api.bodies import JSON, media_type, parse_json
-from afdc_server.api.deps import Heavy, HeavyThreads, Held, JobsCaller, Paged, ReadCaller
+from afdc_server.api.deps import HeavyThreads, Held, JobsCaller, Paged, ReadCaller
 from afdc_server.api.idempotency import Key, Once, in_flight, keep_reply, stored_reply
 from afdc_server.api.openapi import body_of, headers, links, problems
 from afdc_server.api.paging import fetch, make_page
-from afdc_server.api.problems import RequestError, validation_error
+from afdc_server.api.problems import RequestError
+from afdc_server.api.uploads import Upload, Wanted, take, task_of
 from afdc_server.db.schema import seed_sets
 from afdc_server.seeds import store
-from afdc_server.seeds.intake import Intake, check_wording, records_of, take_in
-from afdc_server.service.errors import UnsupportedError
 from afdc_server.service.services import Services
-from afdc_server.service.settings import ServerSettings
 
 router = APIRouter(tags=["seeds"])
-SUFFIXES = {
-    "application/jsonl": ".jsonl",
-    "application/x-ndjson": ".jsonl",
-    "text/csv": ".csv",
-    "text/plain": ".txt",
-}
 MAX_TASK = 20_000  # a request's line has 64 KiB at most
 MAX_LABEL = 1000
 LabelName = Annotated[str, StringConstraints(min_length=1, max_length=MAX_LABEL)]
-SPOOL = "uploads"
 EXAMPLE = {
     "task": {
         "instruction": "Which intent does the message have?",
@@ -62,118 +44,6 @@ STREAM_EXAMPLES = {
     "text/csv": "text,label\nWhere is my card?,card\nCancel it,cancel\n",
     "text/plain": "a text without a label\nanother one\n",
 }
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """How an upload is to be read: of a JSON body its own fields, of a stream the query."""
-
-    kind: SeedKind
-    on_invalid: OnInvalid
-    name: str
-    task: Task | None
-    metadata: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Upload:
-    """A checked upload, with what names it for Idempotency-Key."""
-
-    wanted: Wanted
-    intake: Intake
-
-
-def _task_of(instruction: str, labels: list[str] | None, task: str) -> Task | None:
-    """The task that a stream's query names; None: the labels are inferred, and an instruction alone joins them."""
-    try:
-        if task:
-            return check_wording(Task.model_validate(parse_json(task.encode())))
-        if not labels:
-            return None
-        names = tuple(Label(name=name) for name in labels)
-        return check_wording(Task(labels=names, **({"instruction": instruction} if instruction else {})))
-    except ValidationError as exc:
-        raise validation_error(exc, "query task: " if task else "query label: ") from exc
-
-
-async def _take(request: Request, services: Services, heavy: Heavy, options: Wanted, instruction: str) -> Upload:
-    kind = media_type(request.headers)
-    if kind == JSON:
-        return await heavy.run(_from_json, await request.body(), services)
-    if kind not in SUFFIXES:
-        raise UnsupportedError(f"bodies of type {kind[:80]!a} are not read here", remedy=f"Send {JSON} or {_kinds()}")
-    async with _spooled(request, services.settings, SUFFIXES[kind]) as path:
-        return await heavy.run(_from_file, path, options, instruction, services)
-
-
-def _kinds() -> str:
-    return ", ".join(SUFFIXES)
-
-
-def _read_body(body: bytes) -> SeedSetCreate:
-    try:
-        return SeedSetCreate.model_validate(parse_json(body))
-    except ValidationError as exc:
-        raise validation_error(exc) from exc
-
-
-def _from_json(body: bytes, services: Services) -> Upload:
-    data = _read_body(body)
-    if data.task is not None:
-        check_wording(data.task)
-    wanted = Wanted(data.kind, data.on_invalid, data.name, data.task, dict(data.metadata))
-    intake = take_in(
-        records_of(data.examples),
-        records_of(data.holdout),
-        task=data.task,
-        kind=data.kind,
-        on_invalid=data.on_invalid,
-        max_rows=_max_rows(services, data.kind),
-    )
-    return Upload(wanted, intake)
-
-
-def _from_file(path: Path, wanted: Wanted, instruction: str, services: Services) -> Upload:
-    intake = take_in(
-        read_records(path, plain_text=wanted.kind == "unlabeled"),
-        (),
-        task=wanted.task,
-        kind=wanted.kind,
-        on_invalid=wanted.on_invalid,
-        max_rows=_max_rows(services, wanted.kind),
-    )
-    if instruction and intake.task is not None:
-        intake.task = check_wording(intake.task.model_copy(update={"instruction": instruction}))
-    return Upload(wanted, intake)
-
-
-def _max_rows(services: Services, kind: SeedKind) -> int:
-    limits = services.settings.limits
-    return limits.unlabeled_rows if kind == "unlabeled" else limits.seed_rows
-
-
-@asynccontextmanager
-async def _spooled(request: Request, settings: ServerSettings, suffix: str) -> AsyncIterator[Path]:
-    """The body in a temporary file: it is read more than once, and never whole in memory.
-
-    Raises:
-        StorageError: the disk is full.
-    """
-    folder = settings.data / SPOOL
-    folder.mkdir(exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=suffix) as stream:
-        async for piece in request.stream():
-            try:
-                await run_in_threadpool(stream.write, piece)
-                stream.flush()
-            except OSError as exc:
-                raise StorageError(f"an upload cannot be kept: {exc.strerror}", remedy="Free space") from exc
-        yield Path(stream.name)
-
-
-def clear_spool(settings: ServerSettings) -> None:
-    """Remove what uploads left behind when the server was killed; nobody else works on the folder."""
-    shutil.rmtree(settings.data / SPOOL, ignore_errors=True)
 
 
 @router.post(
@@ -204,8 +74,8 @@ async def create_seeds(
     task: Annotated[str, Query(max_length=MAX_TASK, description="streams: the whole task, as JSON")] = "",
 ) -> Response:
     """As JSON, or as a stream of JSONL, CSV or (texts alone) plain text. 422 lists every fault with its line."""
-    options = Wanted(kind, on_invalid, name, _task_of(instruction, label, task), {})
-    upload = await _take(request, services, heavy, options, instruction)
+    options = Wanted(kind, on_invalid, name, task_of(instruction, label, task), {})
+    upload = await take(request, services, heavy, options, instruction)
     return await heavy.run(_store, services, caller, upload, key)
 
 
@@ -286,8 +156,8 @@ async def validate_seeds(
     task: Annotated[str, Query(max_length=MAX_TASK, description="streams")] = "",
 ) -> SeedReport:
     """200 with the report, also when it says that the examples cannot be used."""
-    options = Wanted(kind, on_invalid, "", _task_of(instruction, label, task), {})
-    upload = await _take(request, services, heavy, options, instruction)
+    options = Wanted(kind, on_invalid, "", task_of(instruction, label, task), {})
+    upload = await take(request, services, heavy, options, instruction)
     return upload.intake.report
 
 

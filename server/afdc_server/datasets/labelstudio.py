@@ -10,9 +10,9 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, FailFast, Field, TypeAdapter
 
 from afdc.task import Task
 from afdc.wire.common import Fault
@@ -51,7 +51,7 @@ class LabelStudioTask(_Foreign):
     annotations: list[LabelStudioAnnotation] = Field(default_factory=list)
 
 
-TASKS = TypeAdapter(list[LabelStudioTask])
+TASKS = TypeAdapter(Annotated[list[LabelStudioTask], FailFast(), Field(max_length=MAX_REVIEWS)])
 
 
 def task_of_row(row: Mapping[str, Any], dataset: Dataset, split: Split, value: float) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def open_database(url: str) -> Engine:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError as exc:
+    except (ArgumentError, ValueError) as exc:
         raise UsageError("the database URL cannot be read", remedy=URLS) from exc  # it may hold a password
     kind = parsed.get_backend_name()
     if kind == SQLITE and parsed.database:

@@ -11,7 +11,6 @@ from afdc.result import ReliabilityPoint
 from afdc_pipeline import metrics
 from afdc_pipeline.context import JobContext
 from afdc_pipeline.scoring import normalise
-from afdc_pipeline.seams import StageKey
 from afdc_pipeline.stages.evaluate import stored_logprobs
 from afdc_pipeline.stages.reading import gold_key
 from afdc_pipeline.state import BASE, LoopState
@@ -45,11 +44,6 @@ def reliability(ctx: JobContext, state: LoopState) -> tuple[ReliabilityPoint, ..
     """Confidence against accuracy of M* on --eval; empty without it, and for an open task."""
     if not ctx.inputs.eval or state.best == BASE or ctx.task.is_open:
         return ()
-    logprobs = stored_logprobs(ctx, _eval_stage(state))
+    logprobs = stored_logprobs(ctx, gold_key(state.best.born, "eval", state.best))
     gold = np.array(ctx.task.positions(example.label or "" for example in ctx.inputs.eval))
     return tuple(metrics.reliability_bins(normalise(logprobs), gold))
-
-
-def _eval_stage(state: LoopState) -> StageKey:
-    number = int(state.best.name[1:]) if state.best.name.startswith("r") else 0
-    return gold_key(number, "eval", state.best)

@@ -13,10 +13,11 @@ from afdc.errors import EngineDiedError, EngineError, RequestRejectedError
 from afdc_pipeline.seams import Sampling
 from afdc_server.engine.backend import AdapterSlot, DrawAnswer, ReadAnswer
 from afdc_server.engine.patience import POLL_SECONDS, within
+from afdc_server.engine.tasks import all_or_none
 from afdc_server.remote.completions import COMPLETIONS, completion, draw_body, read_answers, read_body
 from afdc_server.remote.http import HttpClient, Reply
 from afdc_server.remote.loras import load_lora, unload_lora
-from afdc_server.remote.meeting import KEY_REMEDY, UNAUTHORISED, ServerFacts, Wanted, meet
+from afdc_server.remote.meeting import KEY_REMEDY, UNAUTHORISED, ServerFacts, Wanted, check_tokenizer, meet
 from afdc_server.remote.reads import ReadBatch, ReadBatcher
 from afdc_server.remote.replies import DrawnReply, parse
 from afdc_server.remote.server import RemoteServer
@@ -91,7 +92,11 @@ class HttpBackend:
 
     async def _meet(self) -> ServerFacts:
         facts = await meet(self._client, self._server.url, self._wanted)
-        await self._check_reads(facts.model)
+        checks = (
+            check_tokenizer(self._client, self._server.url, facts.model, self._wanted),
+            self._check_reads(facts.model),
+        )
+        await all_or_none(checks)
         return facts
 
     async def _check_reads(self, model: str) -> None:
@@ -99,7 +104,7 @@ class HttpBackend:
         prompt = list(self._wanted.sample_ids)
         ids = tuple(dict.fromkeys(prompt[:4]))
         bodies = [read_body(model, [prompt], ids, temperature) for temperature in (0.0, CHILL)]
-        first, second = [await self._client.ask(COMPLETIONS, body) for body in bodies]
+        first, second = await all_or_none(self._client.ask(COMPLETIONS, body) for body in bodies)
         for reply in (first, second):
             if reply.status != 200:
                 raise self._failure(reply, EngineError)

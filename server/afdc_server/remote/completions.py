@@ -86,5 +86,5 @@ def completion(choice: DrawnChoice) -> Completion:
         text=choice.text,
         tokens=len(values),
         finished=choice.finish_reason == "stop",
-        mean_logprob=sum(value or 0.0 for value in values) / len(values) if values else None,
+        mean_logprob=sum(values) / len(values) if values else None,
     )

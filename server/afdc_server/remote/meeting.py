@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from afdc.errors import EngineDiedError, EngineError, ModelError
+from afdc_server.engine.tasks import all_or_none
 from afdc_server.models import HUB_ID
 from afdc_server.remote.http import HttpClient, Reply
 from afdc_server.remote.replies import ModelCard, ModelList, TokenizeReply, VersionReply, parse
@@ -46,18 +47,18 @@ async def meet(client: HttpClient, url: str, wanted: Wanted) -> ServerFacts:
 
     Raises:
         EngineDiedError: it is away, or not ready yet.
-        EngineError: it wants another key, or is no vLLM. ModelError: it serves another model.
+        EngineError: it wants another key, or is no vLLM. ModelError: it does not serve the wanted model.
     """
-    _expect(await client.ask("/health"), url, "/health", missing_is_fine=True)
-    listed = _expect(await client.ask("/v1/models"), url, "/v1/models")
-    card = pick_card(parse(ModelList, listed.content, f"{url}/v1/models").data, wanted, url)
-    version = _expect(await client.ask("/version"), url, "/version", missing_is_fine=True)
-    known = version.status == 200
-    await _check_tokenizer(client, url, card.id, wanted)
+    paths = "/health", "/v1/models", "/version"
+    health, listed, version = await all_or_none(client.ask(path) for path in paths)
+    _expect(health, url, "/health", missing_is_fine=True)
+    cards = parse(ModelList, _expect(listed, url, "/v1/models").content, f"{url}/v1/models").data
+    card = pick_card(cards, wanted, url)
+    known = _expect(version, url, "/version", missing_is_fine=True).status == 200
     return ServerFacts(
         card.id,
         card.max_model_len,
-        parse(VersionReply, version.content, url).version if known else "of unknown version",
+        parse(VersionReply, version.content, f"{url}/version").version if known else "of unknown version",
     )
 
 
@@ -98,8 +99,12 @@ def _is_same(card: ModelCard, wanted: Wanted) -> bool:
     return bool(named & served) or any(Path(one).is_absolute() and Path(one).name == wanted.path.name for one in served)
 
 
-async def _check_tokenizer(client: HttpClient, url: str, model: str, wanted: Wanted) -> None:
-    """Token ids go over the wire: both sides must mean the same by them."""
+async def check_tokenizer(client: HttpClient, url: str, model: str, wanted: Wanted) -> None:
+    """Token ids go over the wire: both sides must mean the same by them.
+
+    Raises:
+        ModelError: they do not.
+    """
     body = {"model": model, "prompt": SAMPLE, "add_special_tokens": False}
     reply = _expect(await client.ask("/tokenize", body), url, "/tokenize", missing_is_fine=True)
     if reply.status == 200 and parse(TokenizeReply, reply.content, f"{url}/tokenize").tokens != wanted.sample_ids:

@@ -48,7 +48,7 @@ class TokenUsage(Part):
 
 
 class DrawnLogprobs(Part):
-    token_logprobs: tuple[float | None, ...]
+    token_logprobs: tuple[float, ...]
 
 
 class DrawnChoice(Part):

@@ -18,10 +18,15 @@ import uvicorn
 
 from afdc_pipeline.seams import EngineInfo
 from afdc_server.api.app import build_app
+from afdc_server.api.connections import PatientProtocol
 from afdc_server.service.services import Services
 from afdc_server.service.settings import ServerSettings
 
 DRAIN_S = 5
+JSON_TRACEBACKS = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False)  # a local variable may hold a key
+)
+TEXT = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
 ENGINE_CLOSE_S = 5.0  # with `shutdown_s` below the 30 s that supervisors of processes wait for
 MIN_STOP_S = 1.0
 KEEP_ALIVE_S = 75
@@ -66,6 +71,7 @@ def serve(services: Services, listener: socket.socket, ready: Callable[[], None]
     failed: list[BaseException] = []
     config = uvicorn.Config(
         build_app(services),
+        http=PatientProtocol,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -124,8 +130,8 @@ def configure_logging(settings: ServerSettings) -> None:
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.dict_tracebacks if as_json else structlog.processors.StackInfoRenderer(),
-            structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=False),
+            JSON_TRACEBACKS if as_json else structlog.processors.StackInfoRenderer(),
+            structlog.processors.JSONRenderer() if as_json else TEXT,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from afdc_server.artifacts import ArtifactStore
 from afdc_server.db.database import Database
@@ -20,7 +20,7 @@ class Services:
 
     settings: ServerSettings
     db: Database
-    secret: bytes
+    secret: bytes = field(repr=False)
     artifacts: ArtifactStore
     rates: RateLimit
     hub: EventHub

@@ -1,0 +1,146 @@
+"""Uploads of examples: a JSON body, or a stream that is spooled to disk and read line by line."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastapi import Request
+from pydantic import ValidationError
+from starlette.concurrency import run_in_threadpool
+
+from afdc.errors import StorageError
+from afdc.records import read_records
+from afdc.task import Label, Task
+from afdc.wire.seeds import OnInvalid, SeedKind, SeedSetCreate
+from afdc_server.api.bodies import JSON, media_type, parse_json
+from afdc_server.api.deps import Heavy
+from afdc_server.api.problems import validation_error
+from afdc_server.seeds.intake import Intake, check_wording, records_of, take_in
+from afdc_server.service.errors import UnsupportedError
+from afdc_server.service.services import Services
+from afdc_server.service.settings import ServerSettings
+
+SUFFIXES = {
+    "application/jsonl": ".jsonl",
+    "application/x-ndjson": ".jsonl",
+    "text/csv": ".csv",
+    "text/plain": ".txt",
+}
+SPOOL = "uploads"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How an upload is to be read: of a JSON body its own fields, of a stream the query."""
+
+    kind: SeedKind
+    on_invalid: OnInvalid
+    name: str
+    task: Task | None
+    metadata: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A checked upload, with what names it for Idempotency-Key."""
+
+    wanted: Wanted
+    intake: Intake
+
+
+def task_of(instruction: str, labels: list[str] | None, task: str) -> Task | None:
+    """The task that a stream's query names; None: the labels are inferred, and an instruction alone joins them."""
+    try:
+        if task:
+            return check_wording(Task.model_validate(parse_json(task.encode())))
+        if not labels:
+            return None
+        names = tuple(Label(name=name) for name in labels)
+        return check_wording(Task(labels=names, **({"instruction": instruction} if instruction else {})))
+    except ValidationError as exc:
+        raise validation_error(exc, "query task: " if task else "query label: ") from exc
+
+
+async def take(request: Request, services: Services, heavy: Heavy, options: Wanted, instruction: str) -> Upload:
+    kind = media_type(request.headers)
+    if kind == JSON:
+        return await heavy.run(_from_json, await request.body(), services)
+    if kind not in SUFFIXES:
+        raise UnsupportedError(f"bodies of type {kind[:80]!a} are not read here", remedy=f"Send {JSON} or {_kinds()}")
+    async with _spooled(request, services.settings, SUFFIXES[kind]) as path:
+        return await heavy.run(_from_file, path, options, instruction, services)
+
+
+def _kinds() -> str:
+    return ", ".join(SUFFIXES)
+
+
+def _read_body(body: bytes) -> SeedSetCreate:
+    try:
+        return SeedSetCreate.model_validate(parse_json(body))
+    except ValidationError as exc:
+        raise validation_error(exc) from exc
+
+
+def _from_json(body: bytes, services: Services) -> Upload:
+    data = _read_body(body)
+    if data.task is not None:
+        check_wording(data.task)
+    wanted = Wanted(data.kind, data.on_invalid, data.name, data.task, dict(data.metadata))
+    intake = take_in(
+        records_of(data.examples),
+        records_of(data.holdout),
+        task=data.task,
+        kind=data.kind,
+        on_invalid=data.on_invalid,
+        max_rows=_max_rows(services, data.kind),
+    )
+    return Upload(wanted, intake)
+
+
+def _from_file(path: Path, wanted: Wanted, instruction: str, services: Services) -> Upload:
+    intake = take_in(
+        read_records(path, plain_text=wanted.kind == "unlabeled"),
+        (),
+        task=wanted.task,
+        kind=wanted.kind,
+        on_invalid=wanted.on_invalid,
+        max_rows=_max_rows(services, wanted.kind),
+    )
+    if instruction and intake.task is not None:
+        intake.task = check_wording(intake.task.model_copy(update={"instruction": instruction}))
+    return Upload(wanted, intake)
+
+
+def _max_rows(services: Services, kind: SeedKind) -> int:
+    limits = services.settings.limits
+    return limits.unlabeled_rows if kind == "unlabeled" else limits.seed_rows
+
+
+@asynccontextmanager
+async def _spooled(request: Request, settings: ServerSettings, suffix: str) -> AsyncIterator[Path]:
+    """The body in a temporary file: it is read more than once, and never whole in memory.
+
+    Raises:
+        StorageError: the disk is full.
+    """
+    folder = settings.data / SPOOL
+    folder.mkdir(exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=suffix) as stream:
+        async for piece in request.stream():
+            try:
+                await run_in_threadpool(stream.write, piece)
+                stream.flush()
+            except OSError as exc:
+                raise StorageError(f"an upload cannot be kept: {exc.strerror}", remedy="Free space") from exc
+        yield Path(stream.name)
+
+
+def clear_spool(settings: ServerSettings) -> None:
+    """Remove what uploads left behind when the server was killed; nobody else works on the folder."""
+    shutil.rmtree(settings.data / SPOOL, ignore_errors=True)
