@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 os.environ["NEMO_TELEMETRY_ENABLED"] = "false"
-os.environ.setdefault("DATA_DESIGNER_HOME", "/tmp/data-designer-home")  # noqa: S108 - settings only
+os.environ["DATA_DESIGNER_HOME"] = str(Path(sys.executable).parent.parent / "settings")
 sys.path.insert(0, str(Path(__file__).parent))
 
 import data_designer.config as dd
