@@ -38,6 +38,14 @@ def user_path(text: str | Path) -> Path:
         raise UsageError(f"{text}: there is no home folder of that user", remedy="Write the path in full") from exc
 
 
+def cache_root() -> Path:
+    """AFDC_CACHE, else XDG_CACHE_HOME/afdc, else ~/.cache/afdc."""
+    if chosen := os.environ.get("AFDC_CACHE"):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "afdc"
+
+
 def sha256_bytes(data: bytes) -> str:
     """Hex SHA-256 of `data`."""
     return hashlib.sha256(data).hexdigest()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from afdc.errors import InputError
 from afdc.inputs import ReadExample
 from afdc.labels import FreeAnswers, LabelIndex, fold_name, label_index, list_names
-from afdc.task import MAX_LABELS, Example, Label, Task, normalise_text, text_id
+from afdc.task import MAX_LABELS, Example, Label, Task, normalise_text, text_id, text_key
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def first_of_each(examples: Sequence[Example], task: Task) -> list[Example]:
     seen: dict[str, Example] = {}
     for example in examples:
         label = _known_label(example, labels)
-        first = seen.setdefault(" ".join(normalise_text(example.text).split()), example)
+        first = seen.setdefault(text_key(example.text), example)
         if _known_label(first, labels) != label:
             raise _contradiction(first, example)
     return list(seen.values())

@@ -96,6 +96,11 @@ def normalise_text(text: str) -> str:
     return unicodedata.normalize("NFC", text).strip()
 
 
+def text_key(text: str) -> str:
+    """Two texts are the same when their keys are: NFC, with white space of any kind and length as one space."""
+    return " ".join(normalise_text(text).split())
+
+
 def text_id(prefix: str, *parts: object) -> str:
     """Stable id: `prefix` and 16 hex digits of SHA-256 over the parts.
 

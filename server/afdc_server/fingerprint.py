@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from afdc.errors import StorageError
-from afdc.files import sha256_bytes, sha256_file, write_json
-from afdc_server.packaged import cache_root
+from afdc.files import cache_root, sha256_bytes, sha256_file, write_json
 
 
 def content_hash(path: Path) -> str:

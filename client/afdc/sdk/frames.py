@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import os
 from pathlib import Path
 from typing import Any, Literal
 
 from afdc.errors import UsageError
+from afdc.files import cache_root
 from afdc.sdk.exceptions import NotReadyError
 
 Table = Literal["default", "messages", "prompt_completion", "rejected"]
@@ -20,8 +20,7 @@ def table_pattern(table: Table) -> str:
 
 def cache_folder(id: str) -> Path:
     """Where the files of a data set are kept: under AFDC_CACHE, by default the user's cache folder."""
-    base = os.environ.get("AFDC_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "afdc")
-    return Path(base).expanduser() / "datasets" / id
+    return cache_root() / "datasets" / id
 
 
 def read_datasets(folder: Path, table: Table) -> Any:

@@ -12,7 +12,7 @@ from typing import BinaryIO
 from afdc.errors import StorageError
 from afdc.files import fsync_folder, sha256_file
 from afdc.sdk.exceptions import DownloadError
-from afdc.sdk.render import one_line
+from afdc.wording import one_line
 
 FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\:]")
 

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable
 from html import escape
 
 from afdc.wire.datasets import Dataset
 from afdc.wire.jobs import Job
 from afdc.wire.models import Adapter
+from afdc.wording import duration, one_line
 
 CELL = 'style="text-align:left;padding:2px 12px 2px 0"'
-
-
-def one_line(text: str, limit: int = 100) -> str:
-    """`text` on one line, cut to `limit` characters, with control characters made harmless."""
-    line = " ".join(text.split())
-    line = "".join("\ufffd" if unicodedata.category(char) in {"Cc", "Cf", "Cs"} else char for char in line)
-    return line if len(line) <= limit else line[: limit - 1] + "…"
-
-
-def duration(seconds: float) -> str:
-    """75.2 -> "1 min 15 s"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def job_line(job: Job) -> str:

@@ -11,7 +11,6 @@ from afdc.errors import UsageError
 from afdc.sdk.core import delete, get, reply_as, route
 from afdc.sdk.faces import Face, S, feed, operation
 from afdc.sdk.paging import items
-from afdc.sdk.render import one_line
 from afdc.sdk.seed_upload import (
     ExampleLike,
     Examples,
@@ -26,6 +25,7 @@ from afdc.sdk.sending import Sender, send
 from afdc.task import Task
 from afdc.wire.common import Deleted
 from afdc.wire.seeds import OnInvalid, SeedExample, SeedKind, SeedReport, SeedSet
+from afdc.wording import one_line
 
 
 class Seeds(Face[S]):

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, select
 
-from afdc.task import Example, normalise_text
+from afdc.task import Example, text_key
 from afdc_server.datasets.store import get_dataset
 from afdc_server.db.schema import reviews
 
@@ -32,7 +32,7 @@ def reviewed_examples(connection: Connection, tenant: str, dataset_ids: Sequence
     for said in latest.values():
         if said.label is None:
             continue
-        text = " ".join(normalise_text(said.text).split())
+        text = text_key(said.text)
         by_text.pop(text, None)
         by_text[text] = said
     return [Example(id=said.row, text=said.text, label=said.label) for said in by_text.values()]

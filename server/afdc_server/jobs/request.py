@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 from sqlalchemy import Connection
@@ -14,11 +13,10 @@ from afdc.config import EngineConfig, RunConfig
 from afdc.errors import InputError, ModelError
 from afdc.files import write_json
 from afdc.presets import build_config
-from afdc.task import Example, Task, first_fault, normalise_text
+from afdc.task import Example, Task, first_fault, text_key
 from afdc.wire.common import Fault
 from afdc.wire.jobs import JobCreate
 from afdc.wire.seeds import SeedExample, SeedSet
-from afdc_pipeline.seams import EngineInfo
 from afdc_server.api.problems import RequestError
 from afdc_server.artifacts import ArtifactStore
 from afdc_server.datasets.reviewed import reviewed_examples
@@ -140,9 +138,9 @@ def write_inputs(folder: Path, inputs: JobInputs, artifacts: ArtifactStore, conf
 
 def _seed_rows(inputs: JobInputs, artifacts: ArtifactStore) -> Iterator[SeedExample]:
     """The seeds, then the reviewed rows. A person's later word on the same text is the one that counts."""
-    reviewed = {_key(example.text): example for example in inputs.reviewed}
+    reviewed = {text_key(example.text): example for example in inputs.reviewed}
     for row in read_rows(artifacts, inputs.seeds.id):
-        if not row.holdout and _key(row.text) not in reviewed:
+        if not row.holdout and text_key(row.text) not in reviewed:
             yield row
     for example in reviewed.values():
         yield SeedExample(id=example.id, text=example.text, label=example.label)
@@ -153,10 +151,6 @@ def _gold_rows(inputs: JobInputs, artifacts: ArtifactStore) -> Iterator[SeedExam
         yield from read_rows(artifacts, inputs.gold.id)
     else:
         yield from (row for row in read_rows(artifacts, inputs.seeds.id) if row.holdout)
-
-
-def _key(text: str) -> str:
-    return " ".join(normalise_text(text).split())
 
 
 def check_written(request: RunRequest) -> CheckedRequest:
@@ -170,8 +164,3 @@ def check_written(request: RunRequest) -> CheckedRequest:
     except InputError as exc:
         message = str(exc).replace(f"{request.seeds.parent}/", "")
         raise RequestError(message, [Fault(code=exc.code, message=message)], code="invalid_input") from exc
-
-
-def describe_engine(info: EngineInfo) -> dict[str, Any]:
-    """Columns of a job that say what it ran on."""
-    return {"model": info.model, "model_revision": info.model_revision, "engine": info.version}

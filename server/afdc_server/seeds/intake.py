@@ -15,7 +15,7 @@ from afdc.errors import InputError
 from afdc.inputs import ExampleReader, ReadExample, check_text
 from afdc.records import Problem, Record
 from afdc.seeds import infer_task
-from afdc.task import Task, normalise_text, text_id
+from afdc.task import Task, text_id, text_key
 from afdc.wire.seeds import MAX_LISTED_ERRORS, LineError, OnInvalid, SeedKind, SeedReport
 from afdc_server.service.errors import TooLargeError
 
@@ -143,7 +143,7 @@ def _distinct(examples: list[tuple[ReadExample, bool]], found: _Findings) -> lis
     lines: dict[str, int | None] = {}
     bad: set[str] = set()
     for example, is_gold in examples:
-        key = " ".join(normalise_text(example.text).split())
+        key = text_key(example.text)
         row = SeedRow(text_id("s_", example.text, example.label or ""), example.text, example.label, is_gold)
         other = first.setdefault(key, row)
         lines.setdefault(key, example.line)
