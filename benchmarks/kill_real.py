@@ -27,13 +27,11 @@ from typing import Any
 import httpx
 
 from afdc.files import write_json
+from afdc.wire.jobs import TERMINAL
 
-READY_S = 600.0
-END_S = 7200.0
-POLL_S = 0.5
+READY_S, END_S, POLL_S = 600.0, 7200.0, 0.5
 STATE_FILE = "state.json"
 COMMAND = (sys.executable, "-m", "afdc_server.service")
-TERMINAL = {"succeeded", "failed", "cancelled", "expired"}
 TARGETS = {"server": 2, "engine": 1, "trainer": 2}
 """What is killed, and how often in relation to the others; a trainer only while there is one."""
 ENGINE_NAME, TRAINER_NAME = "EngineCore", "afdc_trainer"

@@ -31,13 +31,12 @@ import pyarrow.parquet as pq
 from sqlalchemy import Engine, event, select
 
 from afdc.files import sha256_file
-from afdc.wire.jobs import TERMINAL
+from afdc.wire.jobs import TERMINAL, TERMINAL_EVENTS
 from afdc_pipeline.seams import EngineInfo
 from afdc_server.db import schema
 from afdc_server.db.database import Database
 from afdc_server.db.open import open_database
 from afdc_server.jobs import intake
-from afdc_server.jobs.store import TERMINAL_EVENTS
 from afdc_server.ledger.events import read_events
 from afdc_server.ledger.schema import stages
 from afdc_server.service.serve import configure_logging, serve

@@ -10,7 +10,8 @@ import pytest
 from jsonschema_rs import validator_for
 
 from afdc_server.api.app import make_app
-from afdc_server.api.openapi import PROBLEM_CONTENT, operations
+from afdc_server.api.openapi import operations
+from afdc_server.api.problems import MEDIA_TYPE as PROBLEM_CONTENT
 from tests.service.world import World
 from tests.test_docs import DOCS, generator
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, cast
@@ -93,7 +93,7 @@ class Datasets(Face[S]):
         Raises:
             UsageError: the package `datasets` is not installed.
         """
-        return await load_datasets(self._sender, await read_dataset(self._sender, id), table, folder)
+        return await load_table(self._sender, await read_dataset(self._sender, id), table, folder, read_datasets)
 
     @operation
     async def to_pandas(self, id: str, *, table: Table = "default", folder: str | Path | None = None) -> Any:
@@ -102,7 +102,7 @@ class Datasets(Face[S]):
         Raises:
             UsageError: pandas or pyarrow is not installed.
         """
-        return await load_pandas(self._sender, await read_dataset(self._sender, id), table, folder)
+        return await load_table(self._sender, await read_dataset(self._sender, id), table, folder, read_pandas)
 
 
 class DatasetHandle(Face[S]):
@@ -139,12 +139,12 @@ class DatasetHandle(Face[S]):
     @operation
     async def to_datasets(self, *, table: Table = "default", folder: str | Path | None = None) -> Any:
         """As `Datasets.to_datasets`."""
-        return await load_datasets(self._sender, self.dataset, table, folder)
+        return await load_table(self._sender, self.dataset, table, folder, read_datasets)
 
     @operation
     async def to_pandas(self, *, table: Table = "default", folder: str | Path | None = None) -> Any:
         """As `Datasets.to_pandas`."""
-        return await load_pandas(self._sender, self.dataset, table, folder)
+        return await load_table(self._sender, self.dataset, table, folder, read_pandas)
 
     def __repr__(self) -> str:
         return f"<DatasetHandle {self.id}: {self.dataset.rows:,} rows, version {self.dataset.version}>"
@@ -183,13 +183,9 @@ async def send_reviews(
     return await send(sender, post(reply_as(Dataset), route("datasets", id, "reviews"), body))
 
 
-async def load_datasets(sender: Sender, dataset: Dataset, table: Table, folder: str | Path | None) -> Any:
-    """Download and read with `datasets`."""
+async def load_table(
+    sender: Sender, dataset: Dataset, table: Table, folder: str | Path | None, read: Callable[[Path, Table], Any]
+) -> Any:
+    """Download what the table needs, and read it."""
     root = await download_dataset(sender, dataset, folder or cache_folder(dataset.id), table_pattern(table))
-    return await sender.offload(partial(read_datasets, root, table))
-
-
-async def load_pandas(sender: Sender, dataset: Dataset, table: Table, folder: str | Path | None) -> Any:
-    """Download and read with pandas."""
-    root = await download_dataset(sender, dataset, folder or cache_folder(dataset.id), table_pattern(table))
-    return await sender.offload(partial(read_pandas, root, table))
+    return await sender.offload(partial(read, root, table))

@@ -8,14 +8,14 @@ from typing import Any, Unpack
 
 from afdc.config import Preset
 from afdc.result import RoundResult
-from afdc.sdk.core import checked, delete, get, parse_json, parse_text, post, reply_as, route
+from afdc.sdk.core import M, checked, delete, get, parse_json, parse_text, post, reply_as, route
 from afdc.sdk.faces import Face, S, feed, operation
 from afdc.sdk.job_handle import JobHandle, act
 from afdc.sdk.job_request import JobOptions, job_request
 from afdc.sdk.paging import items
 from afdc.sdk.seed_upload import SeedSource, TaskLike
 from afdc.sdk.seeds import operation_key
-from afdc.sdk.sending import send
+from afdc.sdk.sending import Sender, send
 from afdc.sdk.streaming import events_call, stream_events
 from afdc.sdk.waiting import look_call, require_success, wait_until_over
 from afdc.wire.common import Deleted, Page
@@ -79,20 +79,12 @@ class Jobs(Face[S]):
     @operation
     async def preview(self, seeds: SeedSource, **options: Unpack[JobOptions]) -> Preview:
         """Up to 20 texts that such a job would generate, with reasons. No job is made; arguments as in `create`."""
-        body = await job_request(self._sender, seeds, options, operation_key())
-        path = route("jobs", "preview")
-        return await send(
-            self._sender, post(reply_as(Preview), path, body, repeatable=True, patience_s=WORK_PATIENCE_S)
-        )
+        return await _ask(self._sender, Preview, "preview", seeds, options)
 
     @operation
     async def estimate(self, seeds: SeedSource, **options: Unpack[JobOptions]) -> Estimate:
         """Tokens, seconds and rows of such a job. No job is made; arguments as in `create`."""
-        body = await job_request(self._sender, seeds, options, operation_key())
-        path = route("jobs", "estimate")
-        return await send(
-            self._sender, post(reply_as(Estimate), path, body, repeatable=True, patience_s=WORK_PATIENCE_S)
-        )
+        return await _ask(self._sender, Estimate, "estimate", seeds, options)
 
     @operation
     async def get(self, id: str, *, wait: float = 0.0) -> JobHandle[S]:
@@ -183,3 +175,10 @@ class Jobs(Face[S]):
     async def checkpoints(self, id: str) -> Sequence[Checkpoint]:
         """The adapters that its rounds made."""
         return (await send(self._sender, get(reply_as(Checkpoints), route("jobs", id, "checkpoints")))).data
+
+
+async def _ask(sender: Sender, model: type[M], what: str, seeds: SeedSource, options: JobOptions) -> M:
+    """`POST /jobs/{what}`: about a job that is not made."""
+    body = await job_request(sender, seeds, options, operation_key())
+    call = post(reply_as(model), route("jobs", what), body, repeatable=True, patience_s=WORK_PATIENCE_S)
+    return await send(sender, call)

@@ -13,9 +13,8 @@ from afdc.sdk.sending import Answer, Sender, send
 from afdc.sdk.sse import Message, OversizedError, SseParser
 from afdc.sdk.waiting import look_call
 from afdc.wire.common import Page
-from afdc.wire.jobs import Event
+from afdc.wire.jobs import TERMINAL_EVENTS, Event
 
-TERMINAL_EVENTS = frozenset({"job_succeeded", "job_failed", "job_cancelled", "job_expired"})
 PING_S = 15.0
 """The server writes something at least so often; a connection that lived as long was a good one."""
 MAX_RECONNECTS = 10

@@ -26,6 +26,8 @@ JobStatus = Literal[
 JOB_STATUSES: tuple[str, ...] = get_args(JobStatus)
 TERMINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled", "expired"})
 """A job in one of these does not move by itself any more; `retry` puts it back into the queue."""
+TERMINAL_EVENTS = frozenset(f"job_{status}" for status in TERMINAL)
+"""Kinds of the event that ends a job's stream."""
 ErrorCategory = Literal["user", "server"]
 
 

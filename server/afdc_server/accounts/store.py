@@ -85,22 +85,17 @@ def note_use(connection: Connection, key: str) -> None:
     connection.execute(update(api_keys).where(api_keys.c.id == key).values(last_used_at=time.time()))
 
 
-def list_keys(connection: Connection, tenant: str | None) -> list[StoredKey]:
-    """Keys of a tenant, or of all, newest first."""
-    query = select(api_keys).order_by(api_keys.c.id.desc())
-    if tenant is not None:
-        query = query.where(api_keys.c.tenant == tenant)
-    columns = ("id", "tenant", "name", "hint", "created_at", "last_used_at", "revoked_at")
-    return [
-        StoredKey(**{name: getattr(row, name) for name in columns}, scopes=tuple(row.scopes))
-        for row in connection.execute(query)
-    ]
+def has_key(connection: Connection, *, usable: bool) -> bool:
+    """Whether there is any key, or with `usable` one that was not revoked."""
+    query = select(api_keys.c.id)
+    if usable:
+        query = query.where(api_keys.c.revoked_at.is_(None))
+    return connection.execute(query.limit(1)).first() is not None
 
 
-def revoke_key(connection: Connection, key: str, tenant: str | None) -> bool:
-    """Make a key useless from now on. False: there is none of this id (in this tenant)."""
-    where = [api_keys.c.id == key, *([api_keys.c.tenant == tenant] if tenant is not None else [])]
-    found = connection.execute(select(api_keys.c.revoked_at).where(*where)).first()
+def revoke_key(connection: Connection, key: str) -> bool:
+    """Make a key useless from now on. False: there is none of this id."""
+    found = connection.execute(select(api_keys.c.revoked_at).where(api_keys.c.id == key)).first()
     if found is not None and found.revoked_at is None:
-        connection.execute(update(api_keys).where(*where).values(revoked_at=time.time()))
+        connection.execute(update(api_keys).where(api_keys.c.id == key).values(revoked_at=time.time()))
     return found is not None

@@ -40,6 +40,17 @@ def media_type(headers: Mapping[str, str]) -> str:
     return headers.get("content-type", JSON).partition(";")[0].strip().lower()
 
 
+def require_json(headers: Mapping[str, str]) -> None:
+    """Refuse a body of another type. Raises UnsupportedError."""
+    if (kind := media_type(headers)) != JSON:
+        raise unread(kind, JSON)
+
+
+def unread(kind: str, read: str) -> UnsupportedError:
+    """The error for a body of a type that is not read; `read`: those that are."""
+    return UnsupportedError(f"bodies of type {kind[:80]!a} are not read here", remedy=f"Send {read}")
+
+
 def parse_json(body: bytes) -> Any:
     """The value of a JSON body: UTF-8, with or without a byte order mark.
 
@@ -148,9 +159,7 @@ class ApiRoute(APIRoute):
             await check_key(request)
             read = _ReadRequest(request.scope, request.receive)
             if body := await read.body():
-                kind = media_type(read.headers)
-                if kind != JSON:
-                    raise UnsupportedError(f"bodies of type {kind[:80]!a} are not read here", remedy=f"Send {JSON}")
+                require_json(read.headers)
                 read.parsed = await run_in_threadpool(parse_json, body)
             return await handle(read)
 

@@ -14,6 +14,7 @@ from typing import Any
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from afdc.wire.common import Problem
+from afdc_server.api.problems import MEDIA_TYPE
 
 HEAD_S = 20.0
 HEAD_BYTES = 64 << 10
@@ -24,7 +25,7 @@ def _reply(status: HTTPStatus, code: str, detail: str) -> bytes:
     """A whole answer, for requests that reach no endpoint."""
     problem = Problem(title=status.phrase, status=status, detail=detail, code=code)
     body = problem.model_dump_json().encode()
-    head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/problem+json\r\n"
+    head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: {MEDIA_TYPE}\r\n"
     return f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body
 
 

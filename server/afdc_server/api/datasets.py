@@ -15,6 +15,7 @@ from afdc.task import Task
 from afdc.wire.common import DEFAULT_PAGE, MAX_PAGE, Page
 from afdc.wire.datasets import Dataset, ExportFormat, ReviewFilter, ReviewsCreate, Row, Split
 from afdc_server.accounts.store import Caller
+from afdc_server.api.bodies import JSON, require_json
 from afdc_server.api.deps import Held, JobsCaller, ReadCaller
 from afdc_server.api.files import BINARY, RESPONSES, attachment, file_reply, started
 from afdc_server.api.idempotency import Key, Once, in_flight, keep_reply, stored_reply
@@ -27,11 +28,9 @@ from afdc_server.datasets.pages import rows_page
 from afdc_server.datasets.store import StoredDataset, get_dataset
 from afdc_server.datasets.verdicts import Verdict, read_reviews
 from afdc_server.datasets.versions import Reviewing
-from afdc_server.service.errors import UnsupportedError
 from afdc_server.service.services import Services
 
 router = APIRouter(tags=["datasets"])
-JSON = "application/json"
 XML = "application/xml"
 REVIEWS_EXAMPLES = {
     "reviews": {
@@ -184,9 +183,7 @@ async def review_rows(id: str, request: Request, services: Held, caller: JobsCal
 
     422 lists every review that cannot be used, and then nothing is stored.
     """
-    kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
-    if kind != JSON:
-        raise UnsupportedError(f"bodies of type {kind[:80]!r} are not read here", remedy=f"Send {JSON}")
+    require_json(request.headers)
     body = await request.body()
     return await run_in_threadpool(_review, services, caller, id, body, key)
 

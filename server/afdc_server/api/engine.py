@@ -5,21 +5,17 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body
 from fastapi import Path as PathParameter
-from sqlalchemy import Connection, Row, select
 from starlette.concurrency import run_in_threadpool
 
-from afdc.adapter import AdapterManifest
 from afdc.errors import InputError
 from afdc.inputs import check_text
 from afdc.prompting import Message
 from afdc.wire.common import Deleted
-from afdc.wire.datasets import StoredFile
 from afdc.wire.models import (
     CompletionOut,
     EngineAdapter,
@@ -40,11 +36,12 @@ from afdc_pipeline.seams import Generated, GenerateRequest, Sampling
 from afdc_server.api.bodies import ApiRoute
 from afdc_server.api.deps import AdminCaller, Held, ReadCaller
 from afdc_server.api.openapi import SAMPLE, examples, problems
+from afdc_server.api.room import Room
 from afdc_server.commands import OpenLabeller
-from afdc_server.db.schema import adapters
+from afdc_server.datasets.store import StoredAdapter, get_adapter
 from afdc_server.jobs import store
-from afdc_server.service.errors import BusyError, TooLargeError, missing
-from afdc_server.service.ids import ADAPTER, JOB, is_id
+from afdc_server.service.errors import BusyError, missing
+from afdc_server.service.ids import ADAPTER, JOB
 from afdc_server.service.services import Services
 
 router = APIRouter(tags=["engine"], route_class=ApiRoute)
@@ -64,28 +61,7 @@ SCORE = examples(
 LOAD = examples(by_id={"adapter": ADAPTER + SAMPLE})
 
 
-class Room:
-    """At most so many texts of direct requests at once: jobs have the rest of the engine."""
-
-    def __init__(self) -> None:
-        self.taken = 0
-
-    @asynccontextmanager
-    async def take(self, texts: int, limit: int) -> AsyncIterator[None]:
-        if texts > limit:
-            raise TooLargeError(
-                f"{texts:,} texts in one request, and {limit:,} are allowed", remedy="Send fewer at once"
-            )
-        if self.taken + texts > limit:
-            raise BusyError(f"{self.taken} texts are under way", remedy="Try again", retry_after_s=1)
-        self.taken += texts
-        try:
-            yield
-        finally:
-            self.taken -= texts
-
-
-room = Room()
+room = Room("texts", retry_after_s=1)
 
 
 @router.post("/predict", summary="Label texts with a job's adapter", responses=ENGINE_PROBLEMS)
@@ -93,19 +69,18 @@ async def predict(
     wanted: Annotated[PredictCreate, Body(openapi_examples=PREDICT)], services: Held, caller: ReadCaller
 ) -> Predictions:
     """Calibrated distributions over the labels. A text that cannot be scored has an `error` in its place."""
-    row = await run_in_threadpool(_adapter_for, services, caller.tenant, wanted)
-    folder = await run_in_threadpool(local_adapter, services, row)
+    adapter = await run_in_threadpool(_adapter_for, services, caller.tenant, wanted)
+    folder = await run_in_threadpool(local_adapter, services, adapter)
     texts = [check_text(text, f"texts[{number}]") for number, text in enumerate(wanted.texts)]
-    manifest = AdapterManifest.model_validate(row.manifest)
-    async with room.take(len(texts), services.settings.limits.engine_texts):
-        found = await services.engine.host.run(_read(services, folder, manifest, texts))
-    return Predictions(adapter=row.id, data=found)
+    with room.take(len(texts), services.settings.limits.engine_texts):
+        found = await services.engine.host.run(_read(services, folder, adapter.wire.name, texts))
+    return Predictions(adapter=adapter.wire.id, data=found)
 
 
-async def _read(services: Services, folder: Path, manifest: AdapterManifest, texts: list[str]) -> list[Prediction]:
+async def _read(services: Services, folder: Path, name: str, texts: list[str]) -> list[Prediction]:
     """On the engine's loop."""
     pool, host = services.engine.pool, services.engine.host
-    await pool.add(folder, manifest.name)
+    manifest = await pool.add(folder, name)
     async with pool.hold({manifest.name}):
         labeller = OpenLabeller(
             host.engine,
@@ -123,31 +98,22 @@ def _shared_names(record: dict[str, object]) -> dict[str, object]:
     return {**record, "label": record.get("label", record.get("answer"))}
 
 
-def _adapter_for(services: Services, tenant: str, wanted: PredictCreate) -> Row[tuple[object, ...]]:
+def _adapter_for(services: Services, tenant: str, wanted: PredictCreate) -> StoredAdapter:
     if (wanted.job is None) == (wanted.adapter is None):
         raise InputError("name either a job or an adapter", remedy='Send {"job": "job_…", "texts": […]}')
     with services.db.read() as connection:
         if wanted.adapter is not None:
-            return find_adapter(connection, tenant, wanted.adapter)
+            return get_adapter(connection, tenant, wanted.adapter)
         job = store.get(connection, tenant, wanted.job or "")
         if job.adapter is None:
             raise InputError(f"job {job.id} is {job.status} and has no adapter", remedy="Wait until it has succeeded")
-        return find_adapter(connection, tenant, job.adapter)
+        return get_adapter(connection, tenant, job.adapter)
 
 
-def find_adapter(connection: Connection, tenant: str, id: str) -> Row[tuple[object, ...]]:
-    """The adapter of this tenant. Raises NotFoundError."""
-    query = select(adapters).where(adapters.c.id == id, adapters.c.tenant == tenant)
-    row = connection.execute(query).first() if is_id(id, ADAPTER) else None
-    if row is None:
-        raise missing("adapter", id)
-    return row
-
-
-def local_adapter(services: Services, row: Row[tuple[object, ...]]) -> Path:
+def local_adapter(services: Services, found: StoredAdapter) -> Path:
     """The adapter's folder on this machine, under the adapter's own name, as the engine serves it."""
-    target = services.settings.work.parent / "served" / row.id / row.name
-    return services.artifacts.local_folder(row.location, [StoredFile(**one) for one in row.files], target)
+    target = services.settings.work.parent / "served" / found.wire.id / found.wire.name
+    return services.artifacts.local_folder(found.location, found.wire.files, target)
 
 
 @router.post("/generate", summary="Generate with the engine", responses=ENGINE_PROBLEMS)
@@ -156,7 +122,7 @@ async def generate(
 ) -> GenerateReply:
     """Batched with everything else that runs. A refused prompt has an `error`; the others are answered."""
     requests = [_request(number, one, wanted.sampling) for number, one in enumerate(wanted.prompts)]
-    async with room.take(sum(one.n for one in wanted.prompts), services.settings.limits.engine_texts):
+    with room.take(sum(one.n for one in wanted.prompts), services.settings.limits.engine_texts):
         found = {one.id: one async for one in services.engine.host.stream(lambda: _generate(services, requests))}
     named = zip(wanted.prompts, requests, strict=True)
     data = [_generated(found[request.id], one.id or request.id) for one, request in named]
@@ -207,7 +173,7 @@ async def score(
             model=services.engine.host.info.model,
         )
 
-    async with room.take(len(wanted.texts), services.settings.limits.engine_texts):
+    with room.take(len(wanted.texts), services.settings.limits.engine_texts):
         return await services.engine.host.run(work())
 
 
@@ -232,8 +198,8 @@ async def load_engine_adapter(
 
     def look_up() -> tuple[str, Path]:
         with services.db.read() as connection:
-            row = find_adapter(connection, caller.tenant, wanted.adapter)
-        return str(row.name), local_adapter(services, row)
+            found = get_adapter(connection, caller.tenant, wanted.adapter)
+        return found.wire.name, local_adapter(services, found)
 
     name, folder = await run_in_threadpool(look_up)
     await services.engine.host.run(services.engine.pool.add(folder, name))

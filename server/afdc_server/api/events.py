@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from afdc.errors import InputError
 from afdc.wire.common import MAX_PAGE, Page
-from afdc.wire.jobs import Event
+from afdc.wire.jobs import TERMINAL_EVENTS, Event
 from afdc_server.api.deps import Held, JobId, ReadCaller
 from afdc_server.api.openapi import problems
 from afdc_server.jobs import store
@@ -149,7 +149,7 @@ class EventStream(Response):
 
 def _is_end(found: Sequence[StoredEvent]) -> bool:
     """Whether the job has come to its end; a retry would add events behind it."""
-    return found[-1].kind in store.TERMINAL_EVENTS
+    return found[-1].kind in TERMINAL_EVENTS
 
 
 async def _woken(wake: asyncio.Future[None], gone: asyncio.Future[None]) -> bool:

@@ -11,10 +11,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from afdc.errors import AfdcError
 from afdc_server.api.problems import bug_problem, http_problem, log, request_id, respond
+from afdc_server.api.uploads import SUFFIXES
 from afdc_server.service.ids import REQUEST, new_id
 from afdc_server.service.settings import Limits
 
-STREAMED = ("application/jsonl", "application/x-ndjson", "text/csv", "text/plain")
 CLOSE = {"Connection": "close"}
 SAFE_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 MIN_BYTES_S = 1024
@@ -127,7 +127,7 @@ class Guard:
 
     def _limit(self, scope: Scope) -> int:
         kind = _header(scope, b"content-type").partition(";")[0].strip().lower()
-        return self._limits.upload_bytes if kind in STREAMED else self._limits.json_bytes
+        return self._limits.upload_bytes if kind in SUFFIXES else self._limits.json_bytes
 
 
 def _refusal(scope: Scope, exchange: Exchange) -> HTTPException | None:

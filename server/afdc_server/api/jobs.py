@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Header, Query, Response
@@ -29,6 +28,7 @@ from afdc_server.api.deps import HeavyThreads, Held, JobId, JobsCaller, Paged, R
 from afdc_server.api.idempotency import Key, Once, in_flight, keep_reply, stored_reply
 from afdc_server.api.openapi import SAMPLE, examples, headers, links, problems
 from afdc_server.api.paging import fetch, make_page
+from afdc_server.api.room import Room
 from afdc_server.db.schema import service_jobs
 from afdc_server.jobs import store
 from afdc_server.jobs.intake import check_job, enqueue, plan_job
@@ -42,6 +42,7 @@ from afdc_server.service.services import Services
 
 router = APIRouter(tags=["jobs"], route_class=ApiRoute)
 MAX_WAIT_S = 60
+POLL_S = 2.0  # what another process writes wakes nobody here
 PREVIEWS_AT_ONCE = 4
 Wanted = Annotated[
     JobCreate,
@@ -107,24 +108,7 @@ async def estimate_job(wanted: Wanted, services: Held, heavy: HeavyThreads, call
     return to_estimate(await heavy.run(plan_job, services, caller.tenant, wanted))
 
 
-class _Previews:
-    """Those under way: each is a small job with a thread of its own."""
-
-    def __init__(self) -> None:
-        self._running = 0
-
-    @contextmanager
-    def one(self) -> Iterator[None]:
-        if self._running >= PREVIEWS_AT_ONCE:
-            raise BusyError(f"{self._running} previews are under way", remedy="Try again", retry_after_s=5)
-        self._running += 1
-        try:
-            yield
-        finally:
-            self._running -= 1
-
-
-_previews = _Previews()
+_previews = Room("previews", retry_after_s=5)
 
 
 @router.post("/jobs/preview", summary="A few rows of a job", responses=PLANNING)
@@ -140,7 +124,7 @@ async def preview_job(
     Nothing is stored.
     """
     config, inputs = await heavy.run(check_job, services, caller.tenant, wanted)
-    with _previews.one():
+    with _previews.take(1, PREVIEWS_AT_ONCE):
         return await make_preview(services, config, inputs, rows)
 
 
@@ -194,17 +178,13 @@ async def _await_change(services: Services, tenant: str, id: str, wait: float, k
     loop = asyncio.get_running_loop()
     end = loop.time() + wait
     with services.hub.watch(id) as channel:
-        while etag(row) == known and row.status not in TERMINAL and (left := end - loop.time()) > 0:
-            if services.hub.closing:
-                break
+        while not services.hub.closing and (left := end - loop.time()) > 0:
             wake = channel.wake
             row = await run_in_threadpool(_read, services, tenant, id)
-            if etag(row) != known:
+            if etag(row) != known or row.status in TERMINAL:
                 break
-            try:
-                await asyncio.wait_for(asyncio.shield(wake), min(left, 2.0))
-            except TimeoutError:
-                continue
+            with suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(wake), min(left, POLL_S))
     return row
 
 

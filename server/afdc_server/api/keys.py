@@ -59,7 +59,7 @@ def list_keys(services: Held, _caller: AdminCaller, page: Paged) -> Page[KeyOut]
 def delete_key(id: str, services: Held, _caller: AdminCaller) -> Deleted:
     """From now on the key opens nothing."""
     with services.db.write() as connection:
-        if not is_id(id, KEY) or not revoke_key(connection, id, None):
+        if not is_id(id, KEY) or not revoke_key(connection, id):
             raise missing("key", id)
     return Deleted(id=id)
 

@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from afdc.wire.common import API_PREFIX, Problem
+from afdc_server.api.problems import MEDIA_TYPE
 from afdc_server.service.ids import ADAPTER, DATASET, JOB, KEY, SEED
 
-PROBLEM_CONTENT = "application/problem+json"
 PROBLEM_SCHEMA = {"$ref": "#/components/schemas/Problem"}
 PREFIXES = {"seeds": SEED, "jobs": JOB, "datasets": DATASET, "adapters": ADAPTER, "keys": KEY}
 METHODS = frozenset({"get", "put", "post", "delete", "patch", "head", "options"})
@@ -32,7 +32,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def _problem(status: int) -> dict[str, Any]:
     reply: dict[str, Any] = {
         "description": HTTPStatus(status).phrase,
-        "content": {PROBLEM_CONTENT: {"schema": PROBLEM_SCHEMA}},
+        "content": {MEDIA_TYPE: {"schema": PROBLEM_SCHEMA}},
     }
     if status in {429, 503}:
         reply["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}

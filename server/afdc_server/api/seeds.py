@@ -30,6 +30,11 @@ router = APIRouter(tags=["seeds"])
 MAX_TASK = 20_000  # a request's line has 64 KiB at most
 MAX_LABEL = 1000
 LabelName = Annotated[str, StringConstraints(min_length=1, max_length=MAX_LABEL)]
+KindQuery = Annotated[SeedKind, Query(description="streams: what the rows are for")]
+OnInvalidQuery = Annotated[OnInvalid, Query(description="streams: what one bad row does")]
+InstructionQuery = Annotated[str, Query(max_length=MAX_TASK, description="streams: the task's instruction")]
+LabelsQuery = Annotated[list[LabelName] | None, Query(max_length=1024, description="streams: the task's labels")]
+TaskQuery = Annotated[str, Query(max_length=MAX_TASK, description="streams: the whole task, as JSON")]
 EXAMPLE = {
     "task": {
         "instruction": "Which intent does the message have?",
@@ -66,12 +71,12 @@ async def create_seeds(
     heavy: HeavyThreads,
     caller: JobsCaller,
     key: Key = None,
-    kind: Annotated[SeedKind, Query(description="streams: what the rows are for")] = "seeds",
-    on_invalid: Annotated[OnInvalid, Query(description="streams: what one bad row does")] = "reject",
+    kind: KindQuery = "seeds",
+    on_invalid: OnInvalidQuery = "reject",
     name: Annotated[str, Query(max_length=200, description="streams")] = "",
-    instruction: Annotated[str, Query(max_length=20_000, description="streams: the task's instruction")] = "",
-    label: Annotated[list[LabelName] | None, Query(max_length=1024, description="streams: the task's labels")] = None,
-    task: Annotated[str, Query(max_length=MAX_TASK, description="streams: the whole task, as JSON")] = "",
+    instruction: InstructionQuery = "",
+    label: LabelsQuery = None,
+    task: TaskQuery = "",
 ) -> Response:
     """As JSON, or as a stream of JSONL, CSV or (texts alone) plain text. 422 lists every fault with its line."""
     options = Wanted(kind, on_invalid, name, task_of(instruction, label, task), {})
@@ -149,11 +154,11 @@ async def validate_seeds(
     services: Held,
     heavy: HeavyThreads,
     _caller: ReadCaller,
-    kind: Annotated[SeedKind, Query(description="streams")] = "seeds",
-    on_invalid: Annotated[OnInvalid, Query(description="streams")] = "reject",
-    instruction: Annotated[str, Query(max_length=20_000, description="streams")] = "",
-    label: Annotated[list[LabelName] | None, Query(max_length=1024, description="streams")] = None,
-    task: Annotated[str, Query(max_length=MAX_TASK, description="streams")] = "",
+    kind: KindQuery = "seeds",
+    on_invalid: OnInvalidQuery = "reject",
+    instruction: InstructionQuery = "",
+    label: LabelsQuery = None,
+    task: TaskQuery = "",
 ) -> SeedReport:
     """200 with the report, also when it says that the examples cannot be used."""
     options = Wanted(kind, on_invalid, "", task_of(instruction, label, task), {})

@@ -17,11 +17,10 @@ from afdc.errors import StorageError
 from afdc.records import read_records
 from afdc.task import Label, Task
 from afdc.wire.seeds import OnInvalid, SeedKind, SeedSetCreate
-from afdc_server.api.bodies import JSON, media_type, parse_json
+from afdc_server.api.bodies import JSON, media_type, parse_json, unread
 from afdc_server.api.deps import Heavy
 from afdc_server.api.problems import validation_error
 from afdc_server.seeds.intake import Intake, check_wording, records_of, take_in
-from afdc_server.service.errors import UnsupportedError
 from afdc_server.service.services import Services
 from afdc_server.service.settings import ServerSettings
 
@@ -71,13 +70,9 @@ async def take(request: Request, services: Services, heavy: Heavy, options: Want
     if kind == JSON:
         return await heavy.run(_from_json, await request.body(), services)
     if kind not in SUFFIXES:
-        raise UnsupportedError(f"bodies of type {kind[:80]!a} are not read here", remedy=f"Send {JSON} or {_kinds()}")
+        raise unread(kind, f"{JSON} or {', '.join(SUFFIXES)}")
     async with _spooled(request, services.settings, SUFFIXES[kind]) as path:
         return await heavy.run(_from_file, path, options, instruction, services)
-
-
-def _kinds() -> str:
-    return ", ".join(SUFFIXES)
 
 
 def _read_body(body: bytes) -> SeedSetCreate:

@@ -136,31 +136,20 @@ def audit_form(row: AuditRow, task: Task) -> AuditRow:
     return {renamed.get(name, name): value for name, value in row.items()} | {"intended": None, "distribution": []}
 
 
-def kept_rows(rows: Iterable[AuditRow], judged: Mapping[str, Judged], task: Task) -> Iterator[AuditRow]:
-    """The accepted rows of the new version: the old ones in their order, then those that reviews brought in."""
+def next_rows(split: Split, rows: Iterable[AuditRow], judged: Mapping[str, Judged], task: Task) -> Iterator[AuditRow]:
+    """Rows of a split of the new version: the old ones in their order, then those that reviews moved into it."""
     for row in rows:
         word = judged.get(row["id"])
         if word is None:
             yield row
         elif word.stays:
             yield reviewed_row(word, task)
-    yield from (reviewed_row(word, task) for word in _moved(judged, "rejected"))
+    yield from (reviewed_row(word, task) for word in _moved(judged, into=split))
 
 
-def left_rows(rows: Iterable[AuditRow], judged: Mapping[str, Judged], task: Task) -> Iterator[AuditRow]:
-    """The rejected rows of the new version: the old ones in their order, then those that reviews threw out."""
-    for row in rows:
-        word = judged.get(row["id"])
-        if word is None:
-            yield row
-        elif word.stays:
-            yield reviewed_row(word, task)
-    yield from (reviewed_row(word, task) for word in _moved(judged, "default"))
-
-
-def _moved(judged: Mapping[str, Judged], origin: Split) -> Iterator[Judged]:
+def _moved(judged: Mapping[str, Judged], into: Split) -> Iterator[Judged]:
     """In the order of ids, which does not depend on the order of the reviews."""
-    return (judged[id] for id in sorted(judged) if judged[id].split == origin and not judged[id].stays)
+    return (judged[id] for id in sorted(judged) if judged[id].split != into and not judged[id].stays)
 
 
 def reviewed_row(word: Judged, task: Task) -> AuditRow:

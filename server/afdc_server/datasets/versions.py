@@ -12,9 +12,9 @@ from typing import TypeVar
 from sqlalchemy import Connection, func, insert, select
 
 from afdc.errors import ConflictError, StorageError
-from afdc.wire.datasets import Dataset
+from afdc.wire.datasets import Dataset, Split
 from afdc_server.artifacts import ArtifactStore
-from afdc_server.datasets.judging import Judged, audit_form, judge, kept_rows, left_rows
+from afdc_server.datasets.judging import AuditRow, Judged, audit_form, judge, next_rows
 from afdc_server.datasets.papers import card_facts, read_result
 from afdc_server.datasets.publish import DatasetFacts, insert_dataset, publish_dataset
 from afdc_server.datasets.store import StoredDataset, get_dataset
@@ -66,13 +66,14 @@ class Reviewing:
             result, unlabeled = read_result(connection, tenant, parent.wire.job)
         papers = card_facts(parent, self._artifacts, result, unlabeled)
         task = parent.task
-        kept, left = (
-            (audit_form(row, task) for row in parent.rows(self._artifacts, split).rows())
-            for split in ("default", "rejected")
-        )
+
+        def rows(split: Split) -> Iterator[AuditRow]:
+            before = (audit_form(row, task) for row in parent.rows(self._artifacts, split).rows())
+            return next_rows(split, before, judged, task)
+
         with _scratch(self._work) as folder:
             target = folder / "dataset"
-            write_dataset(target, kept_rows(kept, judged, task), left_rows(left, judged, task), papers)
+            write_dataset(target, rows("default"), rows("rejected"), papers)
             return publish_dataset(self._artifacts, target, made)
 
     def _store(

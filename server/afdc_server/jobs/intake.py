@@ -20,7 +20,6 @@ from afdc_server.jobs import store
 from afdc_server.jobs.request import JobInputs, check_fit, check_written, find_inputs, resolve_config, write_inputs
 from afdc_server.local.plan import plan_request
 from afdc_server.local.request import CheckedRequest, RunRequest
-from afdc_server.models import ModelRef
 from afdc_server.service.errors import BusyError, TooManyError
 from afdc_server.service.ids import JOB, new_id
 from afdc_server.service.services import Services
@@ -36,16 +35,21 @@ def check_job(services: Services, tenant: str, wanted: JobCreate) -> tuple[RunCo
     Raises:
         AfdcError: what is wrong with the request, in the words of the API.
     """
-    info = services.engine.host.info
-    config = resolve_config(wanted, info.model, services.settings.engine)
-    with services.db.read() as connection:
-        inputs = find_inputs(connection, tenant, wanted)
-    check_fit(inputs, config, services.settings.limits)
+    config, inputs = _settle(services, tenant, wanted)
     name = _content(inputs, config)
     if not _passed.knows(name):
         with TemporaryDirectory(prefix="afdc-check-") as folder:
             checked_files(services, inputs, config, Path(folder))
         _passed.add(name)
+    return config, inputs
+
+
+def _settle(services: Services, tenant: str, wanted: JobCreate) -> tuple[RunConfig, JobInputs]:
+    """Settings and sets of a job, found and fitting together."""
+    config = resolve_config(wanted, services.engine.host.info.model, services.settings.engine)
+    with services.db.read() as connection:
+        inputs = find_inputs(connection, tenant, wanted)
+    check_fit(inputs, config, services.settings.limits)
     return config, inputs
 
 
@@ -91,15 +95,11 @@ def checked_files(
 
 def plan_job(services: Services, tenant: str, wanted: JobCreate) -> Plan:
     """What a job would do and cost."""
-    config = resolve_config(wanted, services.engine.host.info.model, services.settings.engine)
-    with services.db.read() as connection:
-        inputs = find_inputs(connection, tenant, wanted)
-    check_fit(inputs, config, services.settings.limits)
+    config, inputs = _settle(services, tenant, wanted)
     with TemporaryDirectory(prefix="afdc-plan-") as folder:
         _, checked = checked_files(services, inputs, config, Path(folder))
-    model: ModelRef = services.runner.bench.model()
-    device = "cuda" if services.engine.host.info.device.startswith("cuda") else "cpu"
-    return plan_request(checked, config, device, model)  # type: ignore[arg-type]  # one of the two devices
+    bench = services.runner.bench
+    return plan_request(checked, config, bench.shared.device, bench.model())
 
 
 def enqueue(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from typing import Any, SupportsIndex
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from afdc.result import RoundResult
 from afdc_pipeline.seams import StageKey
@@ -59,13 +59,14 @@ class JobProgress:
 
     def _write(self, kind: str, payload: dict[str, Any]) -> None:
         self._written = time.monotonic()
-        share = self._fraction()
+        seconds = self._ledger.seconds()
+        share = self._fraction(stage for _, stage in seconds)
         progress = {
             "fraction": round(share, 4),
             "eta_seconds": eta_seconds(share, self._written - self._started),
             "counts": self._shown(),
         }
-        values: dict[str, Any] = {"progress": progress, "usage": usage_of(self._ledger)}
+        values: dict[str, Any] = {"progress": progress, "usage": _usage(self._ledger.totals(), seconds)}
         if self._key is not None:
             values |= {"stage": self._key.stage, "round": self._key.round}
         with self._ledger.transaction() as connection:
@@ -73,8 +74,7 @@ class JobProgress:
             append_event(connection, self._ledger.job, kind, payload)
         self._told()
 
-    def _fraction(self) -> float:
-        finished = (stage for _, stage in self._ledger.seconds())
+    def _fraction(self, finished: Iterable[str]) -> float:
         share = self._done / self._total if self._total else 0.0
         if self._counts.get("steps"):
             share = self._counts.get("step", 0.0) / self._counts["steps"]
@@ -83,7 +83,10 @@ class JobProgress:
 
 def usage_of(ledger: SqlLedger) -> dict[str, float]:
     """What the job has spent, over all its starts."""
-    totals, seconds = ledger.totals(), ledger.seconds()
+    return _usage(ledger.totals(), ledger.seconds())
+
+
+def _usage(totals: Mapping[str, float], seconds: Mapping[tuple[int, str], float]) -> dict[str, float]:
     trained = sum(value for (_, stage), value in seconds.items() if stage.startswith(("train-", "score-e")))
     return {**{name: totals.get(name, 0) for name in COUNTED}, "trainer_seconds": round(trained, 3)}
 
@@ -110,10 +113,6 @@ class RecordedRounds(list[RoundResult]):
         """Several rounds at once."""
         for result in results:
             self.append(result)
-
-    def insert(self, index: SupportsIndex, result: RoundResult) -> None:
-        """Refused: rounds come in order."""
-        raise NotImplementedError
 
     def _keep(self) -> None:
         """A job that was started again tells of its rounds anew: what is known of later ones stays."""

@@ -18,16 +18,20 @@ from afdc_server.engine.metering import Tally, current_tally
 from afdc_server.engine.tasks import see_through
 from afdc_server.jobs.host import EngineHost
 from afdc_server.jobs.pool import AdapterPool
+from afdc_server.models import Device
 
 
 @dataclass
 class SharedEngine:
-    """The engine with what its users share: adapter slots, and whose turn it is on the trainer's device."""
+    """The engine with what its users share: adapter slots, and whose turn it is on the trainer's device.
+
+    `turn` is held by the job that trains; the others queue in order. Used on the engine's loop.
+    """
 
     host: EngineHost
     slots: int
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
     _pool: AdapterPool | None = field(default=None, init=False)
-    _turn: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
     @property
     def pool(self) -> AdapterPool:
@@ -37,9 +41,9 @@ class SharedEngine:
         return self._pool
 
     @property
-    def turn(self) -> asyncio.Lock:
-        """Held by the job that trains; the others queue in order. Used on the engine's loop."""
-        return self._turn
+    def device(self) -> Device:
+        """Where the engine runs. Raises EngineDiedError before it has started."""
+        return "cuda" if self.host.info.device.startswith("cuda") else "cpu"
 
 
 class JobEngine:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, func, insert, select, update
 
+from afdc.wire.jobs import TERMINAL
 from afdc_server.db.schema import service_jobs
 from afdc_server.jobs.states import Action, move
 from afdc_server.ledger.events import append_event, lock_job
@@ -16,8 +17,6 @@ from afdc_server.ledger.schema import jobs as fences
 from afdc_server.service.errors import missing
 
 JobRow = Row[Any]
-ENDED = {"succeeded": "job_succeeded", "failed": "job_failed", "cancelled": "job_cancelled", "expired": "job_expired"}
-TERMINAL_EVENTS = frozenset(ENDED.values())
 
 
 def create(connection: Connection, values: Mapping[str, Any]) -> None:
@@ -75,13 +74,13 @@ def act(connection: Connection, job: str, action: Action, told: Mapping[str, Any
     after = move(before, action)
     if after != before:
         change(connection, job, status=after, **_stamps(after), **values)
-        append_event(connection, job, ENDED.get(after, f"job_{after}"), told or {})
+        append_event(connection, job, f"job_{after}", told or {})
     return after
 
 
 def _stamps(status: str) -> dict[str, Any]:
     now = time.time()
-    if status in ENDED:
+    if status in TERMINAL:
         return {"finished_at": now, "worker": None, "lease_until": None}
     if status in {"queued", "paused"}:
         return {"finished_at": None, "error": None, "worker": None, "lease_until": None}

@@ -18,7 +18,7 @@ from afdc.errors import AfdcError, ConflictError, InputError, InterruptedRunErro
 from afdc.layout import RunLayout
 from afdc.result import RunResult
 from afdc.wire.jobs import JobCreate
-from afdc_pipeline.seams import EncoderInfo, Engine, Progress
+from afdc_pipeline.seams import Engine
 from afdc_server.api.problems import RequestError
 from afdc_server.artifacts import ArtifactStore
 from afdc_server.datasets.publish import (
@@ -196,8 +196,7 @@ class JobThread(threading.Thread):
         return request, check_written(request)
 
     def _plan(self, checked: CheckedRequest, model: ModelRef, config: RunConfig) -> Planned:
-        device = "cuda" if self._bench.shared.host.info.device.startswith("cuda") else "cpu"
-        plan = plan_request(checked, config, device, model)  # type: ignore[arg-type]  # one of the two devices
+        plan = plan_request(checked, config, self._bench.shared.device, model)
         rounds = config.loop.rounds + 1
         stages = {"generate": 2 * plan.augment_rounds, "train": plan.adapters, "score": plan.adapters, "encode": rounds}
         return Planned(plan.seconds, {part: count for part, count in stages.items() if count})
@@ -206,16 +205,10 @@ class JobThread(threading.Thread):
         def engine(_model: ModelRef, _request: RunRequest, _layout: RunLayout) -> Engine:
             return JobEngine(self._bench.shared)
 
-        def trainer(layout: RunLayout, progress: Progress) -> Any:
-            return self._bench.trainer(layout, progress)
-
-        def encoder(info: EncoderInfo, layout: RunLayout) -> Any:
-            return self._bench.encoder(info, layout)
-
         return Parts(
             engine,
-            trainer,
-            encoder,
+            self._bench.trainer,
+            self._bench.encoder,
             ledger=lambda _layout, _job: ledger,
             rounds=lambda: RecordedRounds(ledger, self._told),
         )

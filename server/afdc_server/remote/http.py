@@ -12,12 +12,12 @@ import random
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import aiohttp
 
 from afdc.errors import EngineDiedError
+from afdc.sdk.retry import parse_retry_after
 from afdc_server.remote.server import RemoteServer
 
 BUSY = frozenset({429, 503})  # the server is there and says "later": waited for as long as for one that is away
@@ -116,12 +116,4 @@ def pauses() -> Iterator[float]:
 
 def read_pause(headers: Mapping[str, str]) -> float | None:
     """Seconds of `Retry-After` (RFC 9110, 10.2.3: seconds or a date); None where it is not there or not readable."""
-    value = headers.get("Retry-After", "").strip()
-    if value.isdecimal():
-        return float(value)
-    try:
-        when = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    when = when if when.tzinfo else when.replace(tzinfo=UTC)
-    return max(0.0, (when - datetime.now(UTC)).total_seconds())
+    return parse_retry_after(headers.get("Retry-After"), datetime.now(UTC))

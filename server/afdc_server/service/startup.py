@@ -8,7 +8,7 @@ import shutil
 import socket
 
 from afdc.errors import StorageError, UsageError
-from afdc_server.accounts.store import list_keys
+from afdc_server.accounts.store import has_key
 from afdc_server.service.services import Services
 from afdc_server.service.settings import ServerSettings
 
@@ -65,8 +65,8 @@ def check_exposure(services: Services) -> None:
     if services.settings.is_loopback:
         return
     with services.db.read() as connection:
-        has_key = any(key.revoked_at is None for key in list_keys(connection, None))
-    if not has_key:
+        is_guarded = has_key(connection, usable=True)
+    if not is_guarded:
         raise UsageError(
             f"{services.settings.host} can be reached from other machines, and there is no API key",
             remedy="Make one first: afdc-server create-key",

@@ -11,24 +11,23 @@ from afdc.errors import StorageError
 from afdc.layout import RunLayout
 from afdc_pipeline.seams import EncoderInfo, Engine, Progress
 from afdc_server.accounts.keys import load_secret
-from afdc_server.accounts.store import DEFAULT_TENANT, create_key, list_keys
+from afdc_server.accounts.store import DEFAULT_TENANT, create_key, has_key
 from afdc_server.artifacts import ArtifactStore
 from afdc_server.db.database import Database
 from afdc_server.db.migrate import upgrade
 from afdc_server.db.open import open_database
-from afdc_server.encoder import SubprocessEncoder
 from afdc_server.jobs.host import EngineHost
 from afdc_server.jobs.hub import EventHub
 from afdc_server.jobs.runner import Runner
 from afdc_server.jobs.shared import SharedEngine
 from afdc_server.jobs.work import Bench
+from afdc_server.local.job import real_parts as local_parts
 from afdc_server.local.lengths import check_lengths
 from afdc_server.models import ModelRef, detect_device, resolve_model
 from afdc_server.service.instance import Instance, hold_instance
 from afdc_server.service.rates import RateLimit
 from afdc_server.service.services import Services
 from afdc_server.service.settings import ServerSettings
-from afdc_server.trainer import SubprocessTrainer
 
 
 @dataclass(frozen=True)
@@ -50,14 +49,12 @@ def real_parts(settings: ServerSettings) -> HeavyParts:
 
         return make_engine(model, settings.engine, settings.data / "logs")
 
-    def trainer(layout: RunLayout, progress: Progress) -> SubprocessTrainer:
-        return SubprocessTrainer(layout.logs, lambda step, steps, _loss: progress.advance(0, step=step, steps=steps))
-
+    local = local_parts()
     return HeavyParts(
         model=lambda: resolve_model(settings.model, detect_device(settings.engine.device)),
         engine=engine,
-        trainer=trainer,
-        encoder=lambda info, layout: SubprocessEncoder(info, layout.logs),
+        trainer=local.trainer,
+        encoder=local.encoder,
     )
 
 
@@ -129,7 +126,7 @@ def _once(make: Callable[[], ModelRef]) -> Callable[[], ModelRef]:
 def first_key(services: Services) -> str | None:
     """A key with every scope, made on the very first start; None when there are keys already."""
     with services.db.write() as connection:
-        if list_keys(connection, None):
+        if has_key(connection, usable=False):
             return None
         _, key = create_key(connection, services.secret, DEFAULT_TENANT, ("read", "jobs", "admin"), "first start")
     return key
