@@ -75,6 +75,7 @@ class Found:
 
 def serve(data: Path) -> None:
     """The server process: prints its address and key, then serves until it is ended."""
+    from afdc_server.service.heap import CalmCollector
     from afdc_server.service.startup import raise_file_limit
     from tests.service.world import SlottedEngine, World, fake_parts, make_settings
 
@@ -82,6 +83,7 @@ def serve(data: Path) -> None:
     limits = {"tenant_jobs": 1_000_000, "queued_jobs": 1_000_000, "requests_per_minute": 10_000_000}
     world = World(make_settings(data, limits=limits), fake_parts(SlottedEngine()))
     world.start(with_runner=False)
+    CalmCollector().start()
     print(json.dumps({"address": world.address, "key": world.key()}), flush=True)
     while True:
         time.sleep(3600)
