@@ -33,7 +33,7 @@ PACKAGES = {
     "data_designer": ["data-designer==0.9.7"],
     "distilabel": ["distilabel[openai]==1.5.3", "requests"],  # requests: imported by distilabel, and not asked for
 }
-PARALLEL = {AFDC: [64, 256], "data_designer": [16, 64, 256], "distilabel": [64, 250]}
+PARALLEL = {AFDC: [64, 256, 384], "data_designer": [16, 64, 256], "distilabel": [64, 250]}
 
 
 @dataclass(frozen=True)

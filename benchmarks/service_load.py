@@ -75,7 +75,7 @@ class Found:
 
 def serve(data: Path) -> None:
     """The server process: prints its address and key, then serves until it is ended."""
-    from afdc_server.service.heap import CalmCollector
+    from afdc_server.heap import CalmCollector
     from afdc_server.service.startup import raise_file_limit
     from tests.service.world import SlottedEngine, World, fake_parts, make_settings
 

@@ -13,6 +13,7 @@ from common import arguments, measure, prompts
 
 from afdc.config import EngineConfig
 from afdc_pipeline.seams import ChunkRecord, Generated, GenerateRequest, Sampling, StageKey
+from afdc_server.heap import calm_collection
 from afdc_server.ledger import SqlLedger, open_sqlite
 from afdc_server.models import resolve_model
 from afdc_server.remote.engine import connect_engine
@@ -58,4 +59,12 @@ async def generate() -> int:
 args = arguments()
 server, config = RemoteServer(args.url, served_name="canned"), EngineConfig(max_in_flight=args.parallel)
 engine = connect_engine(resolve_model("", "cpu"), server, config, args.out)
-measure(lambda: asyncio.run(generate()))
+
+
+def run() -> int:
+    """As `afdc run` does it."""
+    with calm_collection():
+        return asyncio.run(generate())
+
+
+measure(run)

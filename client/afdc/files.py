@@ -5,6 +5,7 @@ Order of every publication: write to a temporary name in the same folder, fsync,
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -157,12 +158,23 @@ def publish_folder(temporary: Path, final: Path) -> None:
             elif path.is_dir():
                 fsync_folder(path)
         fsync_folder(temporary)
-        if final.exists():
-            shutil.rmtree(temporary)
-            fsync_folder(final.parent)
-        else:
-            final.parent.mkdir(parents=True, exist_ok=True)
-            rename_folder(temporary, final)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        if not final.exists() and _rename_first(temporary, final):
+            return
+        shutil.rmtree(temporary)
+        fsync_folder(final.parent)
+
+
+def _rename_first(temporary: Path, final: Path) -> bool:
+    """Rename durably. False: another process has published the folder in this very moment."""
+    try:
+        os.rename(temporary, final)
+    except OSError as exc:
+        if exc.errno in {errno.ENOTEMPTY, errno.EEXIST}:
+            return False
+        raise
+    fsync_folder(final.parent)
+    return True
 
 
 def rename_folder(old: Path, new: Path) -> None:

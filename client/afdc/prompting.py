@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -78,9 +78,10 @@ def encode_continuation(tokenizer: Tokenizer, text: str) -> list[int]:
     return [*_begin_ids(tokenizer), *encode_plain(tokenizer, text)]
 
 
-def _begin_ids(tokenizer: Tokenizer) -> list[int]:
-    start = list(tokenizer("", add_special_tokens=True)["input_ids"])
-    return start[:1] if start and start[0] == tokenizer.bos_token_id else []
+@lru_cache(maxsize=8)
+def _begin_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+    start = tuple(tokenizer("", add_special_tokens=True)["input_ids"])
+    return start[:1] if start and start[0] == tokenizer.bos_token_id else ()
 
 
 def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
@@ -96,7 +97,7 @@ class _Piece:
 
 def _encode_pieces(tokenizer: Tokenizer, pieces: Sequence[_Piece]) -> list[int]:
     """Ids of a prompt from its start; a chat template writes the begin token itself."""
-    ids = [] if tokenizer.chat_template else _begin_ids(tokenizer)
+    ids = [] if tokenizer.chat_template else [*_begin_ids(tokenizer)]
     for piece in pieces:
         ids += encode_plain(tokenizer, piece.text) if piece.is_data else encode_markup(tokenizer, piece.text)
     return ids

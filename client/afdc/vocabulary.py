@@ -53,15 +53,15 @@ def encode_data(tokenizer: Any, text: str) -> list[int]:
     Raises:
         InputError: it holds markup that this tokenizer (one without a fast implementation) cannot read as text.
     """
+    twin = _plain_twin(tokenizer)
+    if twin is not None:
+        return list(twin.encode_batch_fast([text], add_special_tokens=False)[0].ids)  # no offsets: a quarter faster
     ids = list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
     found = _unflagged(tokenizer).intersection(ids)
-    if not found:
-        return ids
-    twin = _plain_twin(tokenizer)
-    if twin is None:
+    if found:
         names = ", ".join(repr(name) for name, (number, _) in _markup(tokenizer).items() if number in found)
         raise InputError(f"the text holds {names}, which this model's tokenizer reads as markup")
-    return list(twin.encode(text, add_special_tokens=False).ids)
+    return ids
 
 
 def leading_markup(tokenizer: Any, text: str) -> int | None:

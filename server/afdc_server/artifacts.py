@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -65,11 +66,14 @@ class ArtifactStore:
         return listed
 
     def _copy(self, folder: Path, target: Path) -> None:
-        temporary = target.with_name(f".{target.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
+        temporary = _temporary(target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(folder, temporary)
-        publish_folder(temporary, target)
+        try:
+            shutil.copytree(folder, temporary)
+            publish_folder(temporary, target)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
     def local(self, location: str, file: StoredFile) -> Path:
         """A path on this machine with the file's content: the file itself, or a copy that was checked.
@@ -93,13 +97,16 @@ class ArtifactStore:
         if self.is_local:
             return Path(self._path(location))
         if not target.exists():
-            temporary = target.with_name(f".{target.name}.tmp")
-            shutil.rmtree(temporary, ignore_errors=True)
-            for file in files:
-                place = temporary / inside(file.path)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(self.local(location, file), place)
-            publish_folder(temporary, target)
+            temporary = _temporary(target)
+            try:
+                for file in files:
+                    place = temporary / inside(file.path)
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(self.local(location, file), place)
+                publish_folder(temporary, target)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
         return target
 
     def open(self, location: str, path: str, start: int = 0) -> BinaryIO:
@@ -116,6 +123,21 @@ class ArtifactStore:
                 length -= len(piece)
                 yield piece
 
+    def folders(self, kind: str) -> list[str]:
+        """Locations of the folders below `kind`, those included that a copy was cut off in."""
+        with _translated(kind):
+            root = self._path(kind)
+            found = self._fs.ls(root, detail=False) if self._fs.isdir(root) else []
+        return [f"{kind}/{PurePosixPath(str(path)).name}" for path in found]
+
+    def written_at(self, location: str) -> float:
+        """When something of the folder was last written, in seconds since 1970; 0.0 when it holds nothing."""
+        with _translated(location):
+            path = self._path(location)
+            if self.is_local:
+                return Path(path).stat().st_ctime  # its mtime is that of the folder it was copied from
+            return max((self._fs.modified(file).timestamp() for file in self._fs.find(path)), default=0.0)
+
     def delete(self, location: str) -> None:
         """Remove a folder; one that is not there is fine. Raises StorageError."""
         with _translated(location):
@@ -124,6 +146,11 @@ class ArtifactStore:
 
     def _path(self, location: str) -> str:
         return f"{self._root}/{inside(location)}"
+
+
+def _temporary(target: Path) -> Path:
+    """A place beside `target` that no other process or thread writes to."""
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
 
 
 def inside(path: str) -> PurePosixPath:

@@ -204,6 +204,8 @@ def test_export_of_a_job_and_of_a_data_set(remote: Remote, world: World) -> None
     dataset = json.loads(remote("jobs", job, "--json")[1])["dataset"]
     code, out, _ = remote("export", dataset, "--format", "messages", "--output", "-")
     assert (code, out.splitlines()) == (0, lines)
+    code, out, _ = remote("export", dataset, "--format", "jsonl", "--split", "rejected", "--output", "-")
+    assert (code, [line for line in out.splitlines() if json.loads(line)["selected"]]) == (0, [])
     code, out, _ = remote("export", dataset, "--format", "hf", "--output", "all.zip", "--json")
     assert json.loads(out)["bytes"] == Path("all.zip").stat().st_size
 

@@ -128,3 +128,4 @@ def test_choices_are_those_of_the_contract() -> None:
     assert get_args(options.StrategyName) == get_args(afdc_config.Strategy)
     assert get_args(options.StatusName) == get_args(jobs.JobStatus)
     assert get_args(options.FormatName) == get_args(datasets.ExportFormat)
+    assert get_args(options.SplitName) == get_args(datasets.Split)

@@ -282,7 +282,10 @@ async def test_an_export(client: Any, service: Service, tmp_path: Path) -> None:
     path = await settle(client.datasets.export(DATASET, "csv", tmp_path / "rows.csv"))
     assert path.read_bytes() == CONTENT
     assert everything(tmp_path) == {"rows.csv": CONTENT}
-    assert dict(service.requests[0].url.params) == {"format": "csv"}
+    assert dict(service.requests[0].url.params) == {"format": "csv", "split": "default"}
+    service.on(EXPORT, httpx.Response(200, content=CONTENT))
+    await settle(client.datasets.export(DATASET, "csv", tmp_path / "rows.csv", split="rejected"))
+    assert service.requests[-1].url.params["split"] == "rejected"
 
 
 async def test_an_export_that_is_wrong(make_client: MakeClient, service: Service, tmp_path: Path) -> None:
@@ -312,7 +315,8 @@ async def test_rows_and_reviews(client: Any, service: Service) -> None:
     handle = await settle(client.datasets.get(DATASET))
     assert len(await collect(handle.rows(split="rejected", limit=1))) == 1
     new = {"id": "ds_2", "job": JOB, "version": 2, "task": TASK, "rows": 1, "rejected": 0, "created_at": NOW}
-    service.on(f"POST /v1/datasets/{DATASET}/reviews", new)
+    service.on(f"POST /v1/datasets/{DATASET}/reviews", problem(503, "busy"), new)
     reviews = [{"row": "g_1", "decision": "relabel", "label": "down"}]
     assert (await settle(handle.reviews(reviews, reviewer="me"))).dataset.version == 2
     assert json.loads(service.requests[-1].content) == {"reviews": reviews, "reviewer": "me"}
+    assert len({request.headers["Idempotency-Key"] for request in service.requests[-2:]}) == 1  # made once, all the same

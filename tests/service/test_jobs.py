@@ -7,6 +7,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from afdc.errors import UsageError
+from afdc_server.service.settings import load_settings
 from tests.service.world import SETTINGS, World, events_of, finished, post_job, post_seeds, running, wait_for
 
 
@@ -106,6 +108,24 @@ def test_preview_and_estimate_store_nothing(client: httpx.Client) -> None:
     assert estimate["seconds"] > 0
     assert estimate["rows"] == 144
     assert client.get("/jobs").json()["data"] == before
+
+
+def test_the_operators_settings_of_jobs_hold_where_the_request_has_none(tmp_path: Path) -> None:
+    with running(tmp_path, jobs={"augment": {"variants": 3}}) as world, world.client() as client:
+        seeds = post_seeds(client)
+        rows = client.get(f"/seeds/{seeds}").json()["report"]["rows"]
+        for settings, variants in (({}, 3), ({"augment": {"temperature": 0.9}}, 3), ({"augment": {"variants": 5}}, 5)):
+            estimate = client.post("/jobs/estimate", json={"seeds": seeds, "settings": settings}).json()
+            assert estimate["rows"] == rows * variants
+
+
+@pytest.mark.parametrize(
+    ("jobs", "words"),
+    [({"augment": {"variant": 3}}, "augment.variant"), ({"engine": {"dtype": "float32"}}, "of the server itself")],
+)
+def test_settings_that_no_job_could_have_stop_the_start(jobs: dict[str, object], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        load_settings({"jobs": jobs})
 
 
 def test_another_tenants_job_is_not_there(world: World, client: httpx.Client) -> None:

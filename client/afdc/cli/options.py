@@ -25,6 +25,7 @@ StatusName = Literal[
     "cancelled",
     "expired",
 ]
+SplitName = Literal["default", "rejected"]
 FormatName = Literal["jsonl", "parquet", "csv", "hf", "messages", "prompt_completion", "alpaca", "labelstudio"]
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]

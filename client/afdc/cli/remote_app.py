@@ -20,6 +20,7 @@ from afdc.cli.options import (
     Seed,
     SeedsTask,
     Server,
+    SplitName,
     StatusName,
     StrategyFlag,
     TargetRows,
@@ -185,12 +186,15 @@ def export(
     source: Annotated[str, typer.Argument(metavar="DATASET|JOB", help="Id of a data set, or of its job.")],
     format_: Annotated[FormatName, typer.Option("--format", help="What to make of it; hf: the whole folder as a zip.")],
     output: Annotated[str, typer.Option("--output", metavar="FILE", help='Where it goes; "-" is stdout.')],
+    split: Annotated[
+        SplitName, typer.Option(help="rejected: what was left out; not for training formats.")
+    ] = "default",
     json_: Json = False,
 ) -> None:
     """Download a data set in another format."""
     from afdc.cli.transfer import export_command
 
-    export_command(flags, source, format_, output, as_json=json_)
+    export_command(flags, source, format_, output, split=split, as_json=json_)
 
 
 @keys_app.command("list")

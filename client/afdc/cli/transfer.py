@@ -17,7 +17,7 @@ from afdc.files import user_path
 from afdc.layout import RunLayout
 from afdc.sdk.client import Client
 from afdc.sdk.exceptions import NotReadyError
-from afdc.wire.datasets import ExportFormat, StoredFile
+from afdc.wire.datasets import ExportFormat, Split, StoredFile
 
 UNFINISHED = ".part"
 
@@ -76,7 +76,9 @@ def fetch(
         progress.advance(file.bytes, files=1)
 
 
-def export_command(flags: ServerFlags, source: str, format: ExportFormat, output: str, *, as_json: bool) -> None:
+def export_command(
+    flags: ServerFlags, source: str, format: ExportFormat, output: str, *, split: Split, as_json: bool
+) -> None:
     """Body of `afdc export`.
 
     Raises:
@@ -91,9 +93,9 @@ def export_command(flags: ServerFlags, source: str, format: ExportFormat, output
     with connect(flags) as client:
         id = dataset_id(client, source)
         if to_stdout:
-            _print_export(client, id, format)
+            _print_export(client, id, format, split)
             return
-        path = client.datasets.export(id, format, output)
+        path = client.datasets.export(id, format, output, split=split)
     size = path.stat().st_size
     if as_json:
         print_json({"dataset": id, "format": format, "path": str(path), "bytes": size})
@@ -115,9 +117,9 @@ def dataset_id(client: Client, source: str) -> str:
     return job.dataset
 
 
-def _print_export(client: Client, id: str, format: ExportFormat) -> None:
+def _print_export(client: Client, id: str, format: ExportFormat, split: Split) -> None:
     """Through a file: stdout cannot take back what a broken download has brought."""
     with tempfile.TemporaryDirectory(prefix="afdc-export-") as folder:
-        path = client.datasets.export(id, format, Path(folder) / "export")
+        path = client.datasets.export(id, format, Path(folder) / "export", split=split)
         with path.open("rb") as stream:
             copy_to_stdout(stream)

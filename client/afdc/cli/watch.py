@@ -31,7 +31,7 @@ WAITS = {
 }
 ENDS = {"job_succeeded": DONE, "job_failed": FAILED, "job_cancelled": LEFT, "job_expired": LEFT}
 BREAKS = frozenset({"job_queued", "job_pausing", "job_paused", "job_cancelling"})
-NOT_COUNTS = frozenset({"done", "total", "stage"})
+NOT_COUNTS = frozenset({"done", "total", "stage", "round", "fraction", "eta_seconds"})
 
 
 @dataclass(frozen=True)

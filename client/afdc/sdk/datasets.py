@@ -13,6 +13,7 @@ from afdc.sdk.faces import Face, S, feed, operation
 from afdc.sdk.frames import Table, cache_folder, read_datasets, read_pandas, table_pattern
 from afdc.sdk.paging import items
 from afdc.sdk.render import dataset_html
+from afdc.sdk.seeds import operation_key
 from afdc.sdk.sending import Sender, send
 from afdc.wire.datasets import Dataset, ExportFormat, Review, ReviewFilter, ReviewsCreate, Row, Split
 
@@ -63,24 +64,33 @@ class Datasets(Face[S]):
         return await download_dataset(self._sender, await read_dataset(self._sender, id), folder, include)
 
     @operation
-    async def export(self, id: str, format: ExportFormat, path: str | Path) -> Path:
+    async def export(self, id: str, format: ExportFormat, path: str | Path, *, split: Split = "default") -> Path:
         """Write the rows in another format to `path`; returns it.
+
+        Args:
+            split: "rejected" for what was left out, in the formats that are not for training.
 
         Raises:
             StorageError: the disk cannot be written.
         """
-        return await download_export(self._sender, export_call(id, format), path)
+        return await download_export(self._sender, export_call(id, format, split), path)
 
     @operation
     async def reviews(
-        self, id: str, reviews: Iterable[Review | Mapping[str, Any]], *, reviewer: str = ""
+        self,
+        id: str,
+        reviews: Iterable[Review | Mapping[str, Any]],
+        *,
+        reviewer: str = "",
+        idempotency_key: str | None = None,
     ) -> DatasetHandle[S]:
         """Say what is right: the new version of the data set, in which the reviews are.
 
         Args:
             reviews: `{"row": id, "decision": "accept" | "reject" | "relabel", "label": the right one}`.
+            idempotency_key: the same key makes the same version once, however often this is called; default: a new one.
         """
-        return DatasetHandle(self._sender, await send_reviews(self._sender, id, reviews, reviewer))
+        return DatasetHandle(self._sender, await send_reviews(self._sender, id, reviews, reviewer, idempotency_key))
 
     @operation
     async def to_datasets(self, id: str, *, table: Table = "default", folder: str | Path | None = None) -> Any:
@@ -127,14 +137,21 @@ class DatasetHandle(Face[S]):
         return await download_dataset(self._sender, self.dataset, folder, include)
 
     @operation
-    async def export(self, format: ExportFormat, path: str | Path) -> Path:
+    async def export(self, format: ExportFormat, path: str | Path, *, split: Split = "default") -> Path:
         """As `Datasets.export`."""
-        return await download_export(self._sender, export_call(self.id, format), path)
+        return await download_export(self._sender, export_call(self.id, format, split), path)
 
     @operation
-    async def reviews(self, reviews: Iterable[Review | Mapping[str, Any]], *, reviewer: str = "") -> DatasetHandle[S]:
+    async def reviews(
+        self,
+        reviews: Iterable[Review | Mapping[str, Any]],
+        *,
+        reviewer: str = "",
+        idempotency_key: str | None = None,
+    ) -> DatasetHandle[S]:
         """As `Datasets.reviews`."""
-        return DatasetHandle(self._sender, await send_reviews(self._sender, self.id, reviews, reviewer))
+        made = await send_reviews(self._sender, self.id, reviews, reviewer, idempotency_key)
+        return DatasetHandle(self._sender, made)
 
     @operation
     async def to_datasets(self, *, table: Table = "default", folder: str | Path | None = None) -> Any:
@@ -168,19 +185,20 @@ async def download_dataset(sender: Sender, dataset: Dataset, folder: str | Path,
     return await download_folder(sender, route("datasets", dataset.id), dataset.files, folder, include)
 
 
-def export_call(id: str, format: ExportFormat) -> Call[None]:
+def export_call(id: str, format: ExportFormat, split: Split) -> Call[None]:
     """`GET /datasets/{id}/export`."""
     path = route("datasets", id, "export")
     headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
-    return get(no_body, path, {"format": format}, headers=headers, patience_s=EXPORT_PATIENCE_S)
+    return get(no_body, path, {"format": format, "split": split}, headers=headers, patience_s=EXPORT_PATIENCE_S)
 
 
 async def send_reviews(
-    sender: Sender, id: str, reviews: Iterable[Review | Mapping[str, Any]], reviewer: str
+    sender: Sender, id: str, reviews: Iterable[Review | Mapping[str, Any]], reviewer: str, key: str | None
 ) -> Dataset:
-    """`POST /datasets/{id}/reviews`. Not repeated after a lost reply: each makes a version."""
+    """`POST /datasets/{id}/reviews`."""
     body = checked(ReviewsCreate, reviews=list(reviews), reviewer=reviewer)
-    return await send(sender, post(reply_as(Dataset), route("datasets", id, "reviews"), body))
+    call = post(reply_as(Dataset), route("datasets", id, "reviews"), body, key=operation_key(key))
+    return await send(sender, call)
 
 
 async def load_table(

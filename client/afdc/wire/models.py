@@ -137,5 +137,8 @@ class EngineAdapters(Reply):
 
 
 class Health(Reply):
+    """`checks` are those of `/readyz`."""
+
     status: str
+    version: str = Field(default="", description="of the server")
     checks: dict[str, Any] = Field(default_factory=dict)

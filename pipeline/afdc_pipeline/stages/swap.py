@@ -35,8 +35,8 @@ async def accept_adapter(ctx: JobContext, round: int, name: str, adapter: str, *
         except AdapterError as exc:
             if needed:
                 raise AdapterError(exc.message, remedy=exc.remedy or "See docs/engine.md, Adapters") from exc
-            return {"refused": exc.message}
-        return {"refused": ""}
+            return {"adapter": adapter, "refused": exc.message}
+        return {"adapter": adapter, "refused": ""}
 
     title = f"verify and activate adapter {name}"
     result = await run_stage(ctx, StageKey(round, f"swap-{name}"), {"adapter": adapter}, body, title=title)

@@ -12,6 +12,7 @@ from sqlalchemy import text
 from starlette.concurrency import run_in_threadpool
 
 from afdc.errors import AfdcError
+from afdc.version import afdc_version
 from afdc.wire.models import Health
 from afdc_server.api.deps import Held
 from afdc_server.service.metrics import collect
@@ -20,11 +21,12 @@ from afdc_server.service.services import Services
 router = APIRouter(tags=["health"])
 log = structlog.get_logger("afdc.health")
 CANARY_S = 30.0
+VERSION = afdc_version()
 
 
 @router.get("/healthz", summary="Does the process answer?")
 async def healthz() -> Health:
-    return Health(status="ok")
+    return Health(status="ok", version=VERSION)
 
 
 @router.get(
@@ -40,7 +42,7 @@ async def readyz(services: Held) -> Response:
     )
     checks["queue"] = "closing" if services.hub.closing else "ok"
     is_ready = all(found in {"ok", "lent"} for found in checks.values())
-    health = Health(status="ready" if is_ready else "unready", checks=checks)
+    health = Health(status="ready" if is_ready else "unready", version=VERSION, checks=checks)
     return Response(health.model_dump_json(), 200 if is_ready else 503, None, "application/json")
 
 

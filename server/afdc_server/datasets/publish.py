@@ -24,6 +24,9 @@ from afdc_server.datasets.reading import BATCH_ROWS, SPLIT_FOLDERS
 from afdc_server.db.schema import adapters, datasets
 from afdc_server.export.dataset import MANIFEST_FILE, TASK_FILE, read_summary
 
+DATASETS, ADAPTERS = "datasets", "adapters"
+"""Where both lie in the artifact store."""
+
 
 @dataclass(frozen=True)
 class DatasetFacts:
@@ -50,12 +53,12 @@ class AdapterFacts:
 
 def dataset_location(dataset_id: str) -> str:
     """Where a data set lies in the artifact store."""
-    return f"datasets/{dataset_id}"
+    return f"{DATASETS}/{dataset_id}"
 
 
 def adapter_location(adapter_id: str) -> str:
     """Where an adapter lies in the artifact store."""
-    return f"adapters/{adapter_id}"
+    return f"{ADAPTERS}/{adapter_id}"
 
 
 def publish_dataset(artifacts: ArtifactStore, folder: Path, dataset_id: str) -> DatasetFacts:

@@ -46,10 +46,11 @@ def check_job(services: Services, tenant: str, wanted: JobCreate) -> tuple[RunCo
 
 def _settle(services: Services, tenant: str, wanted: JobCreate) -> tuple[RunConfig, JobInputs]:
     """Settings and sets of a job, found and fitting together."""
-    config = resolve_config(wanted, services.engine.host.info.model, services.settings.engine)
+    settings = services.settings
+    config = resolve_config(wanted, services.engine.host.info.model, settings.engine, settings.jobs)
     with services.db.read() as connection:
         inputs = find_inputs(connection, tenant, wanted)
-    check_fit(inputs, config, services.settings.limits)
+    check_fit(inputs, config, settings.limits)
     return config, inputs
 
 

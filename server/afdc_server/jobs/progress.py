@@ -69,9 +69,10 @@ class JobProgress:
         values: dict[str, Any] = {"progress": progress, "usage": _usage(self._ledger.totals(), seconds)}
         if self._key is not None:
             values |= {"stage": self._key.stage, "round": self._key.round}
+        reached = {"fraction": progress["fraction"], "eta_seconds": progress["eta_seconds"]}
         with self._ledger.transaction() as connection:
             store.change(connection, self._ledger.job, **values)
-            append_event(connection, self._ledger.job, kind, payload)
+            append_event(connection, self._ledger.job, kind, {**payload, **reached})
         self._told()
 
     def _fraction(self, finished: Iterable[str]) -> float:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 from sqlalchemy import Connection
@@ -22,9 +23,8 @@ from afdc_server.artifacts import ArtifactStore
 from afdc_server.datasets.reviewed import reviewed_examples
 from afdc_server.local.request import CheckedRequest, RunRequest, check_open_settings, check_request, check_settings
 from afdc_server.seeds.store import get_set, read_rows, write_examples
-from afdc_server.service.settings import Limits
+from afdc_server.service.settings import OPERATORS, Limits
 
-OPERATORS = ("engine", "model", "preset")
 SEEDS_FILE, TASK_FILE, EVAL_FILE, TEXTS_FILE = "seeds.jsonl", "task.json", "eval.jsonl", "texts.jsonl"
 
 
@@ -67,8 +67,10 @@ def _check_labels(pointer: str, labels: set[str], task: Task) -> None:
         raise RequestError(message, [Fault(pointer=pointer, code="unknown_label", message=message)])
 
 
-def resolve_config(wanted: JobCreate, model: str, engine: EngineConfig) -> RunConfig:
-    """Every setting of the job: preset, then the request's, over the operator's model and engine.
+def resolve_config(
+    wanted: JobCreate, model: str, engine: EngineConfig, defaults: Mapping[str, Any] | None = None
+) -> RunConfig:
+    """Every setting of the job: preset, the operator's `defaults`, the request's, and the operator's model and engine.
 
     Raises:
         RequestError: an unknown key, a value out of range, or one that only the operator sets.
@@ -82,7 +84,8 @@ def resolve_config(wanted: JobCreate, model: str, engine: EngineConfig) -> RunCo
             f"the model {wanted.model[:200]!r} is not served here", remedy=f"Leave it out, or name {model}"
         )
     try:
-        config = build_config(wanted.preset, wanted.settings, {"model": model, "engine": engine.model_dump()})
+        operator = {"model": model, "engine": engine.model_dump()}
+        config = build_config(wanted.preset, dict(defaults or {}), wanted.settings, operator)
     except ValidationError as exc:
         where, kind, message = first_fault(exc)
         raise _setting_error(where.split("."), kind, message) from exc

@@ -22,6 +22,7 @@ from afdc_server.db.open import POSTGRESQL
 from afdc_server.db.schema import service_jobs
 from afdc_server.jobs import store
 from afdc_server.jobs.states import ACTIVE, STOPPING, StateError
+from afdc_server.jobs.sweep import Sweeper
 from afdc_server.jobs.work import Bench, JobThread
 from afdc_server.ledger.events import raise_fence
 from afdc_server.service.settings import ServerSettings
@@ -41,6 +42,7 @@ class Runner:
         self._settings = settings
         self._instance = instance
         self._told = told
+        self._sweeper = Sweeper(bench.db, bench.artifacts, bench.work)
         self.worker = f"{instance}:{time.time_ns():x}"
         self._running: dict[str, JobThread] = {}
         self._lock = threading.Lock()
@@ -104,6 +106,7 @@ class Runner:
         self._stop(left)
 
     def _take_turn(self) -> None:
+        self._sweeper.turn()
         self._renew()
         self._take_over()
         self._stop_wanted()

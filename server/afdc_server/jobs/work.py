@@ -222,9 +222,10 @@ class JobThread(threading.Thread):
         dataset = publish_dataset(self._bench.artifacts, self._layout.dataset, ids[DATASET_KEY])
         folders = adapter_folders(self._layout)
         adapters = [publish_adapter(self._bench.artifacts, folder, ids[folder.name]) for folder in folders]
+        refused = {one["adapter"] for one in ledger.results("swap-") if one["refused"]}
         RecordedRounds(ledger, self._told).extend(result.rounds)  # another server may have told of fewer
         with ledger.transaction() as connection:
-            self._insert(connection, ids, dataset, adapters, result)
+            self._insert(connection, ids, dataset, adapters, result, refused)
             final = ids.get(result.adapter.name) if result.adapter else None
             told = {"dataset": ids[DATASET_KEY], "adapter": final, "rows": dataset.rows}
             values = {"result": result.model_dump(mode="json"), "usage": usage_of(ledger), "dataset": ids[DATASET_KEY]}
@@ -253,9 +254,11 @@ class JobThread(threading.Thread):
         dataset: DatasetFacts,
         adapters: list[AdapterFacts],
         result: RunResult,
+        refused: set[str],
     ) -> None:
+        """`refused`: adapters that the engine would not serve."""
         insert_dataset(connection, self.tenant, self.job, ids[DATASET_KEY], dataset, version=1, parent=None, reviewed=0)
-        refused = {one.adapter for one in result.rounds if not one.activated}
+        idle = refused | {one.adapter for one in result.rounds if not one.activated}
         final = result.adapter.name if result.adapter else ""
         for facts in adapters:
             insert_adapter(
@@ -265,7 +268,7 @@ class JobThread(threading.Thread):
                 ids[facts.name],
                 facts,
                 final=facts.name == final,
-                activated=facts.name not in refused,
+                activated=facts.name not in idle,
             )
 
 

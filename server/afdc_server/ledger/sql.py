@@ -103,7 +103,7 @@ class SqlLedger:
                     finished_at=time.time(),
                 )
             )
-            told = {"round": key.round, "stage": key.stage, "seconds": seconds}
+            told = {"round": key.round, "stage": key.stage, "seconds": seconds, "counts": dict(counters)}
             append_event(connection, self.job, "stage_finished", told)
 
     def references(self) -> list[str]:

@@ -24,6 +24,7 @@ from afdc_pipeline.loop import run_loop
 from afdc_pipeline.seams import Encoder, EncoderInfo, Engine, Progress, Trainer
 from afdc_server.duplicates import SqliteDuplicateIndex
 from afdc_server.encoder import SubprocessEncoder, local_encoder, resolve_encoder
+from afdc_server.heap import calm_collection
 from afdc_server.ledger import SqlLedger, open_sqlite
 from afdc_server.local.finish import finish, usage_so_far
 from afdc_server.local.folder import (
@@ -138,7 +139,8 @@ def run_local(request: RunRequest, progress: Progress, parts: Parts | None = Non
             progress.note(f"{layout.root} is finished already; nothing to do")
             return done
         job = LocalJob(request, checked, model, encoder, layout, progress, parts or real_parts(), job_id(identity))
-        return asyncio.run(job.run())
+        with calm_collection():
+            return asyncio.run(job.run())
 
 
 def finished_result(layout: RunLayout) -> RunResult | None:

@@ -20,7 +20,7 @@ from afdc_server.seeds.intake import Intake
 from afdc_server.service.errors import missing
 from afdc_server.service.ids import SEED, is_id, new_id
 
-ROWS_FILE = "rows.jsonl"
+SEEDS, ROWS_FILE = "seeds", "rows.jsonl"
 
 
 def store_rows(artifacts: ArtifactStore, intake: Intake) -> tuple[str, str]:
@@ -39,7 +39,7 @@ def store_rows(artifacts: ArtifactStore, intake: Intake) -> tuple[str, str]:
 
 def location(id: str) -> str:
     """Where a set's rows lie in the artifact store."""
-    return f"seeds/{id}"
+    return f"{SEEDS}/{id}"
 
 
 def insert_set(

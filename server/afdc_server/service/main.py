@@ -34,7 +34,8 @@ def root(
     model: Annotated[str | None, typer.Option(metavar="M", help="Base model: a folder or a hub id.")] = None,
     config: Config = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="engine.* and limits.*; repeatable.")
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="engine.*, limits.*, jobs.*."),
     ] = None,
 ) -> None:
     """Start the server."""

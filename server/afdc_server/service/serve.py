@@ -19,7 +19,7 @@ import uvicorn
 from afdc_pipeline.seams import EngineInfo
 from afdc_server.api.app import build_app
 from afdc_server.api.connections import PatientProtocol
-from afdc_server.service.heap import CalmCollector
+from afdc_server.heap import calm_collection
 from afdc_server.service.services import Services
 from afdc_server.service.settings import ServerSettings
 
@@ -118,12 +118,10 @@ async def _serve(server: _Server, listener: socket.socket, ready: Callable[[], N
         ready()
 
     telling = asyncio.create_task(tell())
-    collector = CalmCollector()
-    collector.start()
     try:
-        await server.serve([listener])
+        with calm_collection():
+            await server.serve([listener])
     finally:
-        collector.stop()
         telling.cancel()
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from afdc.config import EngineConfig
 from afdc.errors import UsageError
+from afdc.presets import build_config
 from afdc.task import first_fault
 
 CONFIG_FILE = "afdc-server.toml"
 ENV_PREFIX = "AFDC_SERVICE_"
 MIB = 1 << 20
+OPERATORS = ("engine", "model", "preset")
+"""Settings of a run that no job of a server may set."""
 
 
 class Limits(BaseModel):
@@ -53,11 +56,25 @@ class ServerSettings(BaseSettings):
     model: str = Field(default="", description="base model; default: that of the device")
     engine: EngineConfig = EngineConfig()
     limits: Limits = Limits()
+    jobs: dict[str, Any] = Field(default={}, description="settings over a job's preset, unless its request has others")
     running_jobs: int = Field(default=8, ge=1, le=256, description="jobs that run at once")
     lease_s: float = Field(default=30.0, gt=0, description="seconds without a sign of life until a job is taken over")
     shutdown_s: float = Field(default=25.0, gt=0, description="seconds that running jobs get to stop")
     paused_days: float = Field(default=30.0, gt=0, description="days after which a paused job expires")
     log_format: str = Field(default="auto", pattern="^(auto|json|text)$", description="auto: text on a terminal")
+
+    @field_validator("jobs")
+    @classmethod
+    def _known(cls, jobs: dict[str, Any]) -> dict[str, Any]:
+        taken = next((key for key in OPERATORS if key in jobs), None)
+        if taken is not None:
+            raise ValueError(f"{taken} is a setting of the server itself")
+        try:
+            build_config("default", jobs)
+        except ValidationError as exc:
+            where, _, message = first_fault(exc)
+            raise ValueError(f"{where}: {message}") from exc
+        return jobs
 
     @classmethod
     def settings_customise_sources(

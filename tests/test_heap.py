@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from afdc_server.service.heap import THAW_EVERY_S, CalmCollector
+from afdc_server.heap import THAW_EVERY_S, CalmCollector
 
 
 class Node:

@@ -1,0 +1,102 @@
+"""What killed processes leave behind, removed once it is old: nobody can still be at work on it.
+
+Folders are published before the database names them, so a kill between the two leaves one that no row knows; one in the
+middle of a copy leaves half of one. Replies to idempotent requests are kept for a week.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import structlog
+from sqlalchemy import Connection, delete, select
+
+from afdc_server.artifacts import ArtifactStore
+from afdc_server.datasets.publish import ADAPTERS, DATASETS
+from afdc_server.db.database import Database
+from afdc_server.db.schema import adapters, datasets, idempotency, seed_sets, service_jobs
+from afdc_server.jobs.rebuild import PUBLISHED, published_locations
+from afdc_server.ledger.schema import values
+from afdc_server.seeds.store import SEEDS
+from afdc_server.service.ids import JOB, is_id
+
+FIRST_S, EVERY_S = 600.0, 6 * 3600.0
+OLD_S = 24 * 3600.0
+REPLIES_S = 7 * 24 * 3600.0
+KINDS = (SEEDS, DATASETS, ADAPTERS)
+log = structlog.get_logger("afdc.sweep")
+
+
+class Sweeper:
+    """Sweeps in a thread of its own, ten minutes after the start and then every six hours.
+
+    Args:
+        work: folder of the jobs under way; this server alone writes there.
+    """
+
+    def __init__(
+        self, db: Database, artifacts: ArtifactStore, work: Path, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._db = db
+        self._artifacts = artifacts
+        self._work = work
+        self._clock = clock
+        self._due = clock() + FIRST_S
+
+    def turn(self) -> None:
+        """Sweep if it is time."""
+        if self._clock() >= self._due:
+            self._due = self._clock() + EVERY_S
+            threading.Thread(target=self._try, name="afdc-sweep", daemon=True).start()
+
+    def _try(self) -> None:
+        try:
+            removed = self.sweep()
+        except Exception as exc:  # the next one tries again
+            log.warning("not swept", error=str(exc), kind=type(exc).__name__)
+        else:
+            if removed:
+                log.info("leftovers removed", folders=len(removed))
+
+    def sweep(self) -> list[str]:
+        """Remove what is old and unknown. Returns the folders.
+
+        Raises:
+            StorageError: database, store or folder cannot be read or written.
+        """
+        now = self._clock()
+        with self._db.write() as connection:
+            connection.execute(delete(idempotency).where(idempotency.c.created_at < now - REPLIES_S))
+        return [*self._sweep_artifacts(now - OLD_S), *self._sweep_work(now - OLD_S)]
+
+    def _sweep_artifacts(self, before: float) -> Iterator[str]:
+        old = [one for kind in KINDS for one in self._artifacts.folders(kind)]
+        with self._db.read() as connection:
+            known = _known_locations(connection)  # after the listing: what was named meanwhile is known
+        for location in old:
+            if location not in known and self._artifacts.written_at(location) < before:
+                self._artifacts.delete(location)
+                yield location
+
+    def _sweep_work(self, before: float) -> Iterator[str]:
+        with self._db.read() as connection:
+            jobs = set(connection.execute(select(service_jobs.c.id)).scalars())
+        for folder in sorted(self._work.iterdir()):
+            is_left = folder.name.startswith(".") or (is_id(folder.name, JOB) and folder.name not in jobs)
+            if is_left and folder.is_dir() and folder.stat().st_ctime < before:
+                shutil.rmtree(folder, ignore_errors=True)
+                yield folder.name
+
+
+def _known_locations(connection: Connection) -> set[str]:
+    """Folders that a row names, or that a job is about to publish."""
+    known: set[str] = set()
+    for table in (seed_sets, datasets, adapters):
+        known.update(connection.execute(select(table.c.location)).scalars())
+    for ids in connection.execute(select(values.c.value).where(values.c.key == PUBLISHED)).scalars():
+        known.update(published_locations(ids or {}))
+    return known
