@@ -26,6 +26,17 @@ POOL_DRAWS, MIN_VARIANTS, MAX_VARIANTS = 1000, 6, 64
 class EngineConfig(SettingsTable):
     """The vLLM engine. None or "auto" means: chosen for the device (docs/engine.md has the table)."""
 
+    url: str = Field(
+        default="",
+        max_length=2000,
+        description="a `vllm serve` elsewhere, http://host:8000 (docs/remote.md); empty: here",
+    )
+    served_model: str = Field(
+        default="", max_length=1000, description="with url: name of the base model there, where it is another one"
+    )
+    patience_s: float = Field(
+        default=600.0, gt=0, le=MAX_SECONDS, description="with url: seconds to wait for a server that is away"
+    )
     device: Device = Field(default="auto", description="where the model runs; auto: a GPU where there is one")
     dtype: EngineDType = Field(default="auto", description="numbers of weights and activations")
     max_model_len: int = Field(default=2048, ge=128, le=1 << 22, description="longest prompt plus answer, tokens")

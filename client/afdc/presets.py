@@ -11,6 +11,9 @@ from afdc.config import AnswerConfig, RunConfig
 from afdc.files import canonical_json, sha256_bytes
 
 TOLERANT_ENGINE_KEYS = (
+    "url",
+    "served_model",
+    "patience_s",
     "hang_timeout_s",
     "start_timeout_s",
     "max_restarts",

@@ -79,7 +79,7 @@ def encode_continuation(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 @lru_cache(maxsize=8)
-def _begin_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+def _begin_ids(tokenizer: Any) -> tuple[int, ...]:
     start = tuple(tokenizer("", add_special_tokens=True)["input_ids"])
     return start[:1] if start and start[0] == tokenizer.bos_token_id else ()
 

@@ -203,12 +203,12 @@ async def open_labeller(who: Labeller, progress: Progress) -> AsyncIterator[Open
     # The engine's module brings vLLM; what is checked before must not wait for it.
     who = locate(who)
     manifest = verify_adapter(who.adapter) if who.adapter else None
-    from afdc_server.engine.build import make_engine
+    from afdc_server.engines import open_engine
     from afdc_server.models import detect_device, resolve_model
 
     progress.stage(StageKey(0, "start"), "start engine", None)
     model = resolve_model(who.model, detect_device(who.engine.device))
-    engine = make_engine(model, _engine_config(who.engine, manifest), who.logs)
+    engine = open_engine(model, _engine_config(who.engine, manifest), who.logs)
     try:
         info = await engine.start()
         progress.note(f"{info.model} on {info.device}, {info.dtype}")

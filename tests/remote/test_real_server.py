@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,9 @@ from afdc.config import EngineConfig
 from afdc.errors import AdapterError, ModelError
 from afdc.prompting import PromptCodec
 from afdc.task import Task
+from afdc_pipeline.context import SilentProgress
 from afdc_pipeline.seams import Engine, Generated, GenerateRequest, Sampling
+from afdc_server.commands import Labeller, score
 from afdc_server.engine.build import load_tokenizer
 from afdc_server.models import ModelRef
 from afdc_server.remote.engine import RemoteEngine, connect_engine
@@ -69,6 +72,17 @@ async def test_it_knows_the_server(model: ModelRef, url: str, tmp_path: Path) ->
     assert (info.max_model_len, info.model_revision, info.chat) == (512, model.revision, True)
     assert await engine.health() == "ready"
     await engine.close()
+
+
+async def test_a_command_asks_the_server_that_the_settings_name(
+    engine: Engine, url: str, task: Task, tmp_path: Path
+) -> None:
+    source, output = tmp_path / "texts.jsonl", tmp_path / "scores.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[:2]))
+    config = CONFIG.model_copy(update={"url": url})
+    await score(Labeller(task, engine=config, logs=tmp_path), source, output, SilentProgress())
+    found = [[*json.loads(line)["label_logprobs"].values()] for line in output.read_text().splitlines()]
+    np.testing.assert_allclose(found, (await engine.score(TEXTS[:2], task)).logprobs, atol=EXACT)
 
 
 async def test_scores_are_those_of_the_local_engine(engine: Engine, remote: RemoteEngine, task: Task) -> None:

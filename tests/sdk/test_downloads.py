@@ -319,4 +319,6 @@ async def test_rows_and_reviews(client: Any, service: Service) -> None:
     reviews = [{"row": "g_1", "decision": "relabel", "label": "down"}]
     assert (await settle(handle.reviews(reviews, reviewer="me"))).dataset.version == 2
     assert json.loads(service.requests[-1].content) == {"reviews": reviews, "reviewer": "me"}
-    assert len({request.headers["Idempotency-Key"] for request in service.requests[-2:]}) == 1  # made once, all the same
+    assert (
+        len({request.headers["Idempotency-Key"] for request in service.requests[-2:]}) == 1
+    )  # made once, all the same

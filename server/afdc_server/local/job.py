@@ -24,6 +24,7 @@ from afdc_pipeline.loop import run_loop
 from afdc_pipeline.seams import Encoder, EncoderInfo, Engine, Progress, Trainer
 from afdc_server.duplicates import SqliteDuplicateIndex
 from afdc_server.encoder import SubprocessEncoder, local_encoder, resolve_encoder
+from afdc_server.engines import open_engine
 from afdc_server.heap import calm_collection
 from afdc_server.ledger import SqlLedger, open_sqlite
 from afdc_server.local.finish import finish, usage_so_far
@@ -67,10 +68,8 @@ def real_parts() -> Parts:
     """vLLM and the PEFT trainer process."""
 
     def engine(model: ModelRef, request: RunRequest, layout: RunLayout) -> Engine:
-        from afdc_server.engine.build import make_engine  # imports vLLM: only once every check has passed
-
         settings = request.config.engine.model_copy(update={"max_lora_rank": request.config.train.rank})
-        return make_engine(model, settings, layout.logs)
+        return open_engine(model, settings, layout.logs)
 
     def trainer(layout: RunLayout, progress: Progress) -> Trainer:
         from afdc_server.trainer import SubprocessTrainer

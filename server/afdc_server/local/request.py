@@ -19,6 +19,7 @@ from afdc_pipeline.context import JobInputs
 from afdc_pipeline.rows import Seed
 from afdc_pipeline.seams import DuplicateHit
 from afdc_server.duplicates import SqliteDuplicateIndex
+from afdc_server.remote.server import server_root
 
 SHOWN_LEAKS = 20
 
@@ -98,8 +99,10 @@ def check_settings(config: RunConfig) -> None:
     """Refuse settings that are good each by itself and do nothing together.
 
     Raises:
-        UsageError: a committee of one, whose members never disagree.
+        UsageError: a committee of one, whose members never disagree; an engine's URL that is none.
     """
+    if config.engine.url:
+        server_root(config.engine.url)
     loop = config.loop
     is_alone = loop.members <= 1 or (loop.rounds > 0 and not loop.ensemble)
     if config.select.strategy == "committee" and is_alone:

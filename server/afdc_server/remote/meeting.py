@@ -11,9 +11,10 @@ from afdc_server.engine.tasks import all_or_none
 from afdc_server.models import HUB_ID
 from afdc_server.remote.http import HttpClient, Reply
 from afdc_server.remote.replies import ModelCard, ModelList, TokenizeReply, VersionReply, parse
+from afdc_server.remote.server import API_KEY_VARIABLE
 
 UNAUTHORISED = (401, 403)
-KEY_REMEDY = "Set AFDC_ENGINE_API_KEY to the key that the server was started with"
+KEY_REMEDY = f"Set {API_KEY_VARIABLE} to the key that the server was started with"
 SAMPLE = "Grüße, it's 12:30 - naïve café?\n\tx = {'y': [1, 2.5]}; 你好"
 
 

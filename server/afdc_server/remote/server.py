@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from afdc.errors import UsageError
 
+API_KEY_VARIABLE = "AFDC_ENGINE_API_KEY"
 EXAMPLE = "Name it as http://host:8000"
 
 

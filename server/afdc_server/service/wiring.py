@@ -16,6 +16,7 @@ from afdc_server.artifacts import ArtifactStore
 from afdc_server.db.database import Database
 from afdc_server.db.migrate import upgrade
 from afdc_server.db.open import open_database
+from afdc_server.engines import open_engine
 from afdc_server.jobs.host import EngineHost
 from afdc_server.jobs.hub import EventHub
 from afdc_server.jobs.runner import Runner
@@ -44,15 +45,10 @@ class HeavyParts:
 def real_parts(settings: ServerSettings) -> HeavyParts:
     """vLLM, the PEFT trainer and the sentence encoder."""
 
-    def engine(model: ModelRef) -> Engine:
-        from afdc_server.engine.build import make_engine  # imports vLLM: only a process that starts one needs it
-
-        return make_engine(model, settings.engine, settings.data / "logs")
-
     local = local_parts()
     return HeavyParts(
         model=lambda: resolve_model(settings.model, detect_device(settings.engine.device)),
-        engine=engine,
+        engine=lambda model: open_engine(model, settings.engine, settings.data / "logs"),
         trainer=local.trainer,
         encoder=local.encoder,
     )
