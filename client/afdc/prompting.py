@@ -30,6 +30,8 @@ class Tokenizer(Protocol):
     eos_token_id: int | None
     bos_token_id: int | None
 
+    def __hash__(self) -> int: ...
+
     def __call__(self, text: str, **options: Any) -> Any: ...
 
     def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> Any: ...
@@ -79,7 +81,7 @@ def encode_continuation(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 @lru_cache(maxsize=8)
-def _begin_ids(tokenizer: Any) -> tuple[int, ...]:
+def _begin_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     start = tuple(tokenizer("", add_special_tokens=True)["input_ids"])
     return start[:1] if start and start[0] == tokenizer.bos_token_id else ()
 
