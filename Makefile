@@ -5,7 +5,11 @@ EXAMPLE := examples/support_tickets
 OUT := runs/example
 MODEL :=
 ARGS :=
-MARKS := not slow$(shell nvidia-smi -L >/dev/null 2>&1 || echo " and not gpu")
+GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
+MARKS := not slow$(if $(GPU),, and not gpu)
+# Tests of several files at once; on a GPU one after the other, because each file's engine takes memory for itself.
+WORKERS := $(if $(GPU),0,2)
+PYTEST := $(VENV)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run serve test test-all lint format types wheel check setup-bench clean
@@ -24,10 +28,10 @@ serve: setup ## the service: engine, jobs and HTTP API on 127.0.0.1:8741 (ARGS=.
 	@$(VENV)/afdc-server $(if $(MODEL),--model $(MODEL)) $(ARGS)
 
 test: setup ## the tests of this machine, without those that take minutes (ARGS=...)
-	@$(VENV)/python -m pytest -m "$(MARKS)" $(ARGS)
+	@$(PYTEST) -m "$(MARKS)" $(ARGS)
 
 test-all: setup ## the slow tests, too
-	@$(VENV)/python -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 lint: setup ## style
 	@$(VENV)/ruff check .
@@ -43,7 +47,8 @@ types: setup ## mypy --strict
 wheel: setup ## build the wheel and use it in an empty environment
 	@scripts/check_wheel.sh
 
-check: lint types wheel test ## all that continuous integration runs
+check: lint types wheel ## all that continuous integration runs; the README's lines for clients run in the bare environment
+	@AFDC_CLIENT_PYTHON=build/client/bin/python $(MAKE) --no-print-directory test
 
 setup-bench:
 	@scripts/setup.sh bench

@@ -1,8 +1,14 @@
-"""The command itself, with the real engine and trainer: from a bare start to predictions, and a clean end."""
+"""The command itself, with the real engine and trainer: from a bare start to predictions, and a clean end.
+
+AFDC_CLIENT_PYTHON: another interpreter for the lines of the README, one that has nothing but the wheel (`make check`).
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,14 +25,20 @@ from afdc.sdk.exceptions import ConflictApiError
 from tests.service.world import wait_for
 
 pytestmark = [pytest.mark.engine, pytest.mark.trainer]
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "support_tickets"
-TINY = {
-    "augment": {"variants": 1},
-    "loop": {"rounds": 1, "members": 1, "folds": 0},
-    "train": {"seed_epochs": 2, "epochs": 1, "seed_repeat": 1},
-    "encoder": {"labeller": False},
-    "select": {"trust": False},
-}
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE = ROOT / "examples" / "support_tickets"
+CLIENT_PYTHON = str(ROOT / os.environ.get("AFDC_CLIENT_PYTHON", sys.executable))
+TINY = (
+    "augment.variants=1",
+    "loop.rounds=1",
+    "loop.members=1",
+    "loop.folds=0",
+    "train.seed_epochs=2",
+    "train.epochs=1",
+    "train.seed_repeat=1",
+    "encoder.labeller=false",
+    "select.trust=false",
+)
 
 
 @dataclass
@@ -47,6 +59,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     folder = tmp_path_factory.mktemp("real")
     command = [sys.executable, "-m", "afdc_server.service", "--port", "0", "--data", str(folder / "data")]
     command += ["--set", "engine.dtype=float32", "--set", "engine.max_model_len=512", "--set", "engine.device=cpu"]
+    command += [part for setting in TINY for part in ("--set", f"jobs.{setting}")]
     with (folder / "log").open("w") as log:
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=folder)
     assert child.stdout is not None
@@ -62,11 +75,28 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
         child.stdout.close()
 
 
-def test_from_seeds_to_predictions(server: Process, tmp_path: Path) -> None:
+def readme_lines() -> str:
+    """The client's lines in the README."""
+    found = re.search(r"## As a service.*?```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert found
+    return found[1]
+
+
+def test_the_lines_of_the_readme(server: Process, tmp_path: Path) -> None:
+    for name in ("seeds.jsonl", "task.json"):
+        shutil.copy(EXAMPLE / name, tmp_path)
+    environ = {"PATH": os.environ["PATH"], "AFDC_SERVER": server.address, "AFDC_API_KEY": server.key}
+    done = subprocess.run(
+        [CLIENT_PYTHON, "-c", readme_lines()], cwd=tmp_path, env=environ, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in json.loads((EXAMPLE / "task.json").read_text())["labels"]
+    assert (tmp_path / "dataset" / "data" / "train-00000.parquet").stat().st_size > 1000
+
+
+def test_what_the_job_has_made(server: Process, tmp_path: Path) -> None:
     with server.client() as client:
-        job = client.jobs.create(seeds=EXAMPLE / "seeds.jsonl", task=EXAMPLE / "task.json", settings=TINY)
-        job.wait()
-        job.dataset().download(tmp_path / "dataset")
+        job = client.jobs.get(next(iter(client.jobs.list())).id)
         job.adapter().download(tmp_path / "adapter")
         assert (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size > 1000
         found = client.predict(["My card was charged twice", "The app crashes when I log in"], job=job.id)

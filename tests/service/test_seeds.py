@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from afdc.records import Record
+from afdc_server.seeds.intake import take_in_texts
 from tests.service.world import SETTINGS, finished
 
 Rows = list[dict[str, Any]]
@@ -227,3 +232,29 @@ def test_a_set_in_use_stays(client: httpx.Client) -> None:
         assert client.delete(f"/seeds/{id}").status_code == 200
     assert client.get(f"/seeds/{id}").status_code == 404
     assert client.get(f"/seeds/{id}/examples").status_code == 404
+
+
+def test_texts_without_labels_are_counted_kept_once_and_the_same_request_is_the_same_set(client: httpx.Client) -> None:
+    body = b"a text\nanother\n\na  text\na text\n"
+    sent = {"params": {"kind": "unlabeled", "on_invalid": "skip"}, "content": body}
+    headers = {"Content-Type": "text/plain", "Idempotency-Key": "texts"}
+    first = client.post("/seeds", headers=headers, **sent).json()
+    again = client.post("/seeds", headers=headers, **sent)
+    assert [row["text"] for row in stored(client, first["id"])] == ["a text", "another"]
+    assert (first["report"]["rows"], first["report"]["duplicates"]) == (2, 2)
+    assert (again.json()["id"], again.headers["Idempotency-Replayed"]) == (first["id"], "true")
+
+
+def test_millions_of_texts_pass_through_little_memory(tmp_path: Path) -> None:
+    def records(count: int) -> Iterator[Record]:
+        return (Record(number, {"text": f"text number {number % 40_000}"}) for number in range(1, count + 1))
+
+    def peak(count: int) -> int:
+        tracemalloc.start()
+        intake = take_in_texts(records(count), tmp_path / "rows", on_invalid="reject", max_rows=10**6)
+        assert intake.report.rows == sum(1 for _ in intake.rows) == min(count, 40_000)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    assert peak(50_000) < peak(1_000) + 200_000  # bytes; held in memory it was 400 a text

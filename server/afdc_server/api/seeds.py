@@ -80,8 +80,8 @@ async def create_seeds(
 ) -> Response:
     """As JSON, or as a stream of JSONL, CSV or (texts alone) plain text. 422 lists every fault with its line."""
     options = Wanted(kind, on_invalid, name, task_of(instruction, label, task), {})
-    upload = await take(request, services, heavy, options, instruction)
-    return await heavy.run(_store, services, caller, upload, key)
+    async with take(request, services, heavy, options, instruction) as upload:
+        return await heavy.run(_store, services, caller, upload, key)
 
 
 def _store(services: Services, caller: Caller, upload: Upload, key: str | None) -> Response:
@@ -162,8 +162,8 @@ async def validate_seeds(
 ) -> SeedReport:
     """200 with the report, also when it says that the examples cannot be used."""
     options = Wanted(kind, on_invalid, "", task_of(instruction, label, task), {})
-    upload = await take(request, services, heavy, options, instruction)
-    return upload.intake.report
+    async with take(request, services, heavy, options, instruction) as upload:
+        return upload.intake.report
 
 
 @router.get("/seeds", summary="List seed sets, newest first", responses=problems(401, 403, 422, 429, 503))

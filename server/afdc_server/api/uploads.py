@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from afdc.wire.seeds import OnInvalid, SeedKind, SeedSetCreate
 from afdc_server.api.bodies import JSON, media_type, parse_json, unread
 from afdc_server.api.deps import Heavy
 from afdc_server.api.problems import validation_error
-from afdc_server.seeds.intake import Intake, check_wording, records_of, take_in
+from afdc_server.seeds.intake import Intake, check_wording, records_of, take_in, take_in_texts
 from afdc_server.service.services import Services
 from afdc_server.service.settings import ServerSettings
 
@@ -30,7 +31,7 @@ SUFFIXES = {
     "text/csv": ".csv",
     "text/plain": ".txt",
 }
-SPOOL = "uploads"
+SPOOL, ROWS_FILE = "uploads", "rows"
 
 
 @dataclass(frozen=True)
@@ -65,14 +66,19 @@ def task_of(instruction: str, labels: list[str] | None, task: str) -> Task | Non
         raise validation_error(exc, "query task: " if task else "query label: ") from exc
 
 
-async def take(request: Request, services: Services, heavy: Heavy, options: Wanted, instruction: str) -> Upload:
+@asynccontextmanager
+async def take(
+    request: Request, services: Services, heavy: Heavy, options: Wanted, instruction: str
+) -> AsyncIterator[Upload]:
+    """The upload, checked. Its rows can be read until the end of the block."""
     kind = media_type(request.headers)
     if kind == JSON:
-        return await heavy.run(_from_json, await request.body(), services)
+        yield await heavy.run(_from_json, await request.body(), services)
+        return
     if kind not in SUFFIXES:
         raise unread(kind, f"{JSON} or {', '.join(SUFFIXES)}")
     async with _spooled(request, services.settings, SUFFIXES[kind]) as path:
-        return await heavy.run(_from_file, path, options, instruction, services)
+        yield await heavy.run(_from_file, path, options, instruction, services)
 
 
 def _read_body(body: bytes) -> SeedSetCreate:
@@ -99,13 +105,19 @@ def _from_json(body: bytes, services: Services) -> Upload:
 
 
 def _from_file(path: Path, wanted: Wanted, instruction: str, services: Services) -> Upload:
+    limit = _max_rows(services, wanted.kind)
+    if wanted.kind == "unlabeled":
+        records = read_records(path, plain_text=True)
+        rows = path.with_name(ROWS_FILE)
+        with _kept():
+            return Upload(wanted, take_in_texts(records, rows, on_invalid=wanted.on_invalid, max_rows=limit))
     intake = take_in(
-        read_records(path, plain_text=wanted.kind == "unlabeled"),
+        read_records(path),
         (),
         task=wanted.task,
         kind=wanted.kind,
         on_invalid=wanted.on_invalid,
-        max_rows=_max_rows(services, wanted.kind),
+        max_rows=limit,
     )
     if instruction and intake.task is not None:
         intake.task = check_wording(intake.task.model_copy(update={"instruction": instruction}))
@@ -119,21 +131,31 @@ def _max_rows(services: Services, kind: SeedKind) -> int:
 
 @asynccontextmanager
 async def _spooled(request: Request, settings: ServerSettings, suffix: str) -> AsyncIterator[Path]:
-    """The body in a temporary file: it is read more than once, and never whole in memory.
+    """The body in a file of a temporary folder: it is read more than once, and never whole in memory.
 
     Raises:
         StorageError: the disk is full.
     """
-    folder = settings.data / SPOOL
-    folder.mkdir(exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=suffix) as stream:
-        async for piece in request.stream():
-            try:
-                await run_in_threadpool(stream.write, piece)
-                stream.flush()
-            except OSError as exc:
-                raise StorageError(f"an upload cannot be kept: {exc.strerror}", remedy="Free space") from exc
-        yield Path(stream.name)
+    root = settings.data / SPOOL
+    root.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root, ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / f"body{suffix}"
+        with path.open("wb") as stream:
+            async for piece in request.stream():
+                with _kept():
+                    await run_in_threadpool(stream.write, piece)
+                    stream.flush()
+        yield path
+
+
+@contextmanager
+def _kept() -> Iterator[None]:
+    """Name what a full disk raises."""
+    try:
+        yield
+    except (OSError, sqlite3.OperationalError) as exc:
+        reason = getattr(exc, "strerror", None) or str(exc)
+        raise StorageError(f"an upload cannot be kept: {reason}", remedy="Free space") from exc
 
 
 def clear_spool(settings: ServerSettings) -> None:

@@ -1,14 +1,20 @@
 """From what a client sent to checked rows: every line by itself, then all lines together.
 
 With `on_invalid="reject"` one fault refuses the set; with "skip" the faulty rows fall out and are told. Either way the
-report lists faults with their lines, and nothing is stored half.
+report lists faults with their lines, and nothing is stored half. Examples with labels are few and are held in memory;
+texts without labels may be millions and pass through a file.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from afdc.errors import InputError
@@ -19,6 +25,7 @@ from afdc.task import Task, text_id, text_key
 from afdc.wire.seeds import MAX_LISTED_ERRORS, LineError, OnInvalid, SeedKind, SeedReport
 from afdc_server.service.errors import TooLargeError
 
+NO_EXAMPLES = "there are no examples that can be used"
 INVALID, CONTRADICTION, EMPTY, TASK = "invalid_example", "contradiction", "no_examples", "invalid_task"
 
 
@@ -37,10 +44,10 @@ class SeedRow:
 
 @dataclass
 class Intake:
-    """What was found. `rows` may be stored when the report is valid."""
+    """What was found. `rows` may be stored when the report is valid, and can be gone through more than once."""
 
     task: Task | None
-    rows: list[SeedRow]
+    rows: Iterable[SeedRow]
     report: SeedReport
 
 
@@ -106,11 +113,47 @@ def take_in(
         task = _infer([*examples, *gold], found)
     rows = _distinct([(one, False) for one in examples] + [(one, True) for one in gold], found)
     if not any(not row.holdout for row in rows):
-        found.fault(None, "there are no examples that can be used", EMPTY)
+        found.fault(None, NO_EXAMPLES, EMPTY)
     if kind == "seeds" and task is not None:
         _check_every_label(rows, task, found)
-    report = _report(rows, task, found, on_invalid)
+    seeds = Counter(row.label for row in rows if not row.holdout)
+    report = _report(seeds, len(rows) - seeds.total(), task, found, on_invalid)
     return Intake(task if labelled else None, rows, report)
+
+
+class SpooledRows:
+    """Rows in a file of JSON lines."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __iter__(self) -> Iterator[SeedRow]:
+        with self._path.open("rb") as stream:
+            for line in stream:
+                yield SeedRow(**json.loads(line))
+
+
+def take_in_texts(records: Iterable[Record | Problem], spool: Path, *, on_invalid: OnInvalid, max_rows: int) -> Intake:
+    """`take_in` for texts without labels, with one of them in memory at a time.
+
+    Args:
+        spool: file for the rows; it must last as long as they are wanted.
+    """
+    found = _Findings()
+    count = 0
+    with spool.open("wb") as stream, closing(sqlite3.connect("")) as seen:  # "": a database in a file of its own
+        seen.execute("CREATE TABLE seen (key BLOB PRIMARY KEY) WITHOUT ROWID")
+        for example in _read(records, None, False, found, max_rows):
+            key = hashlib.sha256(text_key(example.text).encode()).digest()[:16]
+            if not seen.execute("INSERT OR IGNORE INTO seen VALUES (?)", (key,)).rowcount:
+                found.duplicates += 1
+                continue
+            row = SeedRow(text_id("s_", example.text, ""), example.text, None)
+            stream.write(json.dumps(row.to_dict(), ensure_ascii=False).encode() + b"\n")
+            count += 1
+    if not count:
+        found.fault(None, NO_EXAMPLES, EMPTY)
+    return Intake(None, SpooledRows(spool), _report(Counter({None: count}), 0, None, found, on_invalid))
 
 
 def _read(
@@ -173,13 +216,13 @@ def _check_every_label(rows: list[SeedRow], task: Task, found: _Findings) -> Non
         found.fault(None, f"{len(missing)} of {len(task.names)} labels have no seed: {shown}", TASK)
 
 
-def _report(rows: list[SeedRow], task: Task | None, found: _Findings, on_invalid: OnInvalid) -> SeedReport:
-    seeds = [row for row in rows if not row.holdout]
-    counts = Counter(row.label for row in seeds)
+def _report(
+    counts: Counter[str | None], holdout: int, task: Task | None, found: _Findings, on_invalid: OnInvalid
+) -> SeedReport:
     fatal = [error for error in found.errors if on_invalid == "reject" or error.code in {EMPTY, TASK}]
     return SeedReport(
-        rows=len(seeds),
-        holdout_rows=len(rows) - len(seeds),
+        rows=counts.total(),
+        holdout_rows=holdout,
         per_label={name: counts[name] for name in task.names} if task else {},
         duplicates=found.duplicates,
         contradictions=found.contradictions,
