@@ -210,6 +210,21 @@ def test_export_of_a_job_and_of_a_data_set(remote: Remote, world: World) -> None
     assert json.loads(out)["bytes"] == Path("all.zip").stat().st_size
 
 
+def test_review_sends_label_studios_export_once(remote: Remote, world: World) -> None:
+    job = done(remote, world)
+    assert remote("export", job, "--format", "labelstudio", "--output", "tasks.json")[0] == 0
+    task = json.loads(Path("tasks.json").read_text())[0]
+    chosen = {"id": "x", "from_name": "verdict", "to_name": "text", "type": "choices", "value": {"choices": ["reject"]}}
+    annotation = {"id": 1, "was_cancelled": False, "result": [chosen]}
+    Path("done.json").write_text(json.dumps([{**task, "id": 1, "annotations": [annotation]}]))
+    code, out, err = remote("review", job, "done.json")
+    assert (code, "version 2:" in err, "1 reviewed" in err) == (0, True, True), err
+    assert remote("review", job, "done.json")[1] == out
+    code, _, err = remote("review", job, "nowhere.json")
+    assert code != 0
+    assert "nowhere.json" in err
+
+
 def test_predict_asks_the_server(remote: Remote, world: World) -> None:
     job = done(remote, world)
     code, out, err = remote("predict", "--job", job, "stones ALPHA", "lamper BETA")

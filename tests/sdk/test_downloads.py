@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from afdc.errors import StorageError, UsageError
+from afdc.errors import InputError, StorageError, UsageError
 from afdc.sdk.exceptions import DownloadError, InvalidRequestError, NotFoundError, ReplyError, UnreachableError
 from afdc.sdk.parts import Part, inside, storing
 from tests.sdk.conftest import MakeClient
@@ -301,6 +301,27 @@ async def test_an_export_that_is_wrong(make_client: MakeClient, service: Service
     with pytest.raises(UnreachableError):
         await settle(client.datasets.export(DATASET, "x", tmp_path / "rows"))
     assert not (tmp_path / "rows").exists()
+
+
+async def test_a_file_of_reviews_has_the_key_of_its_content(client: Any, service: Service, tmp_path: Path) -> None:
+    new = {"id": "ds_2", "job": JOB, "version": 2, "task": TASK, "rows": 1, "rejected": 0, "created_at": NOW}
+    service.on(f"POST /v1/datasets/{DATASET}/reviews", new)
+    path = tmp_path / "export.json"
+    keys = []
+    for content in (b"[]", b"[]", b"[1]"):
+        path.write_bytes(content)
+        assert (await settle(client.datasets.review_file(DATASET, path))).dataset.version == 2
+        sent = service.requests[-1]
+        assert (sent.content, sent.headers["Content-Type"]) == (content, "application/json")
+        keys.append(sent.headers["Idempotency-Key"])
+    assert keys[0] == keys[1] != keys[2]
+    with pytest.raises(InputError, match="No such file"):
+        await settle(client.datasets.review_file(DATASET, tmp_path / "nowhere"))
+
+
+async def test_labelling_set_up(client: Any, service: Service) -> None:
+    service.on(f"GET /v1/datasets/{DATASET}/labelstudio-config", httpx.Response(200, text="<View/>"))
+    assert await settle(client.datasets.labelstudio_config(DATASET)) == "<View/>"
 
 
 async def test_rows_and_reviews(client: Any, service: Service) -> None:

@@ -62,7 +62,17 @@ def test_the_operations_that_are_documented() -> None:
     steering = {"cancel", "pause", "resume", "retry", "delete"}
     watching = {"get", "list", "wait", "events", "stream", "rounds", "metrics", "metrics_csv", "checkpoints"}
     assert found["jobs"] == {"create", "preview", "estimate"} | steering | watching
-    assert found["datasets"] == {"get", "rows", "download", "export", "reviews", "to_datasets", "to_pandas"}
+    assert found["datasets"] == {
+        "get",
+        "rows",
+        "download",
+        "export",
+        "reviews",
+        "review_file",
+        "labelstudio_config",
+        "to_datasets",
+        "to_pandas",
+    }
     assert found["adapters"] == {"get", "download"}
     assert found["keys"] == {"create", "list", "revoke"}
 

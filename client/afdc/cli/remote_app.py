@@ -197,6 +197,20 @@ def export(
     export_command(flags, source, format_, output, split=split, as_json=json_)
 
 
+@remote_app.command()
+@taking(_remote)
+def review(
+    flags: Any,
+    source: Annotated[str, typer.Argument(metavar="DATASET|JOB", help="What was reviewed.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help='Label Studio\'s JSON export, or {"reviews": [...]}.')],
+    json_: Json = False,
+) -> None:
+    """Send what people have said of rows: makes a new version of the data set."""
+    from afdc.cli.transfer import review_command
+
+    review_command(flags, source, file, as_json=json_)
+
+
 @keys_app.command("list")
 @taking(_remote)
 def list_keys(flags: Any, json_: Json = False) -> None:

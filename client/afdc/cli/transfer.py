@@ -103,6 +103,22 @@ def export_command(
         message_console().print(f"{size:,} bytes: {path}", soft_wrap=True)
 
 
+def review_command(flags: ServerFlags, source: str, file: Path, *, as_json: bool) -> None:
+    """Body of `afdc review`.
+
+    Raises:
+        AfdcError: the file cannot be read, or names a row or label that is not there; nothing is stored then.
+    """
+    with connect(flags) as client:
+        made = client.datasets.review_file(dataset_id(client, source), file).dataset
+    if as_json:
+        print_json({"dataset": made.id, "version": made.version, "rows": made.rows, "reviewed": made.reviewed})
+    else:
+        sys.stdout.write(f"{visible(made.id)}\n")
+        told = f"version {made.version}: {made.rows:,} rows, {made.reviewed:,} reviewed"
+        message_console().print(told, soft_wrap=True)
+
+
 def dataset_id(client: Client, source: str) -> str:
     """The id of a data set, or that of the one that a job has made.
 

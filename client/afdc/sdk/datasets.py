@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, cast
 
-from afdc.sdk.core import Call, Params, checked, get, no_body, post, reply_as, route
+from afdc.errors import InputError
+from afdc.files import sha256_bytes, user_path
+from afdc.sdk.core import Call, Params, checked, get, no_body, parse_text, post, reply_as, route
 from afdc.sdk.downloads import EXPORT_PATIENCE_S, download_export, download_folder
 from afdc.sdk.faces import Face, S, feed, operation
 from afdc.sdk.frames import Table, cache_folder, read_datasets, read_pandas, table_pattern
@@ -93,6 +96,22 @@ class Datasets(Face[S]):
         return DatasetHandle(self._sender, await send_reviews(self._sender, id, reviews, reviewer, idempotency_key))
 
     @operation
+    async def review_file(self, id: str, path: str | Path) -> DatasetHandle[S]:
+        """`reviews` out of a file: the JSON that Label Studio exports, or `{"reviews": [...]}`.
+
+        The same file makes the same version once, however often it is sent.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        return DatasetHandle(self._sender, await send_review_file(self._sender, id, path))
+
+    @operation
+    async def labelstudio_config(self, id: str) -> str:
+        """Labelling set-up (XML) of a Label Studio project for the tasks of `export(id, "labelstudio", ...)`."""
+        return await send(self._sender, get(parse_text, route("datasets", id, "labelstudio-config")))
+
+    @operation
     async def to_datasets(self, id: str, *, table: Table = "default", folder: str | Path | None = None) -> Any:
         """The table as a `datasets.Dataset`.
 
@@ -154,6 +173,16 @@ class DatasetHandle(Face[S]):
         return DatasetHandle(self._sender, made)
 
     @operation
+    async def review_file(self, path: str | Path) -> DatasetHandle[S]:
+        """As `Datasets.review_file`."""
+        return DatasetHandle(self._sender, await send_review_file(self._sender, self.id, path))
+
+    @operation
+    async def labelstudio_config(self) -> str:
+        """As `Datasets.labelstudio_config`."""
+        return await send(self._sender, get(parse_text, route("datasets", self.id, "labelstudio-config")))
+
+    @operation
     async def to_datasets(self, *, table: Table = "default", folder: str | Path | None = None) -> Any:
         """As `Datasets.to_datasets`."""
         return await load_table(self._sender, self.dataset, table, folder, read_datasets)
@@ -199,6 +228,17 @@ async def send_reviews(
     body = checked(ReviewsCreate, reviews=list(reviews), reviewer=reviewer)
     call = post(reply_as(Dataset), route("datasets", id, "reviews"), body, key=operation_key(key))
     return await send(sender, call)
+
+
+async def send_review_file(sender: Sender, id: str, path: str | Path) -> Dataset:
+    """`POST /datasets/{id}/reviews` with the bytes of a file, under a key that is theirs."""
+    try:
+        content = await sender.offload(user_path(path).read_bytes)
+    except OSError as exc:
+        raise InputError(f"{path}: {exc.strerror}", remedy="Name the file that was exported") from exc
+    call = post(reply_as(Dataset), route("datasets", id, "reviews"), key=f"file-{sha256_bytes(content)}")
+    headers = {**call.headers, "Content-Type": "application/json"}
+    return await send(sender, replace(call, content=content, headers=headers))
 
 
 async def load_table(
