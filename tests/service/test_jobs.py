@@ -110,6 +110,17 @@ def test_preview_and_estimate_store_nothing(client: httpx.Client) -> None:
     assert client.get("/jobs").json()["data"] == before
 
 
+def test_reviews_that_are_none_are_no_job(client: httpx.Client) -> None:
+    seeds = post_seeds(client)
+    dataset = finished(client, post_job(client, seeds)["id"])["dataset"]
+    reply = client.post("/jobs", json={"seeds": seeds, "reviews": [dataset], "settings": SETTINGS})
+    assert (reply.status_code, reply.json()["errors"][0]["pointer"]) == (422, "/reviews")
+    row = client.get(f"/datasets/{dataset}/rows").json()["data"][0]["id"]
+    body = {"reviews": [{"row": row, "decision": "accept"}]}
+    reviewed = client.post(f"/datasets/{dataset}/reviews", json=body).json()["id"]
+    assert client.post("/jobs", json={"seeds": seeds, "reviews": [reviewed], "settings": SETTINGS}).status_code == 202
+
+
 def test_the_operators_settings_of_jobs_hold_where_the_request_has_none(tmp_path: Path) -> None:
     with running(tmp_path, jobs={"augment": {"variants": 3}}) as world, world.client() as client:
         seeds = post_seeds(client)

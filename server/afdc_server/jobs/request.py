@@ -47,7 +47,7 @@ def find_inputs(connection: Connection, tenant: str, wanted: JobCreate) -> JobIn
     """Look up every set that the request names.
 
     Raises:
-        NotFoundError: one of them is not there, or of another kind. RequestError: gold of another task.
+        NotFoundError: one of them is not there, or of another kind. RequestError: gold of another task, or no reviews where some are named.
     """
     seeds = get_set(connection, tenant, wanted.seeds, "seeds")
     gold = get_set(connection, tenant, wanted.eval, "gold") if wanted.eval else None
@@ -56,6 +56,9 @@ def find_inputs(connection: Connection, tenant: str, wanted: JobCreate) -> JobIn
     inputs = JobInputs(seeds, gold, texts, reviewed)
     if gold is not None and gold.task is not None:
         _check_labels("/eval", {name for name, n in gold.report.per_label.items() if n}, inputs.task)
+    if wanted.reviews and not reviewed:
+        message = "nobody has accepted or relabelled a row of these data sets: name the version that a review made"
+        raise RequestError(message, [Fault(pointer="/reviews", code="no_reviews", message=message)])
     _check_labels("/reviews", {str(example.label) for example in reviewed}, inputs.task)
     return inputs
 
