@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
-
-from afdc.task import Model
+from pydantic import BaseModel, ConfigDict, Field
 
 
-class Evaluation(Model):
+class Kept(BaseModel):
+    """Written by one version and perhaps read by an older one, which passes over what it does not know."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Evaluation(Kept):
     """Against gold labels. All shares are in 0..1."""
 
     accuracy: float
@@ -28,7 +32,7 @@ class Evaluation(Model):
         return self.accuracy if self.token_f1 is None else self.token_f1
 
 
-class RoundResult(Model):
+class RoundResult(Kept):
     """One row of the table by round. Round 0 is before self-training."""
 
     round: int
@@ -52,7 +56,7 @@ class RoundResult(Model):
     seconds: dict[str, float] = Field(default_factory=dict)
 
 
-class TokenF1(Model):
+class TokenF1(Kept):
     """Mean token F1 on --eval of an open task, as in EvalSummary."""
 
     base: float | None = None
@@ -60,7 +64,7 @@ class TokenF1(Model):
     final: float | None = None
 
 
-class EvalSummary(Model):
+class EvalSummary(Kept):
     """Accuracy on --eval; null without it. `seeds_only`: mean over the adapters of round 0, all trained on D0 alone.
 
     Of an open task it is the share of exact matches, and `token_f1` is there too.
@@ -73,17 +77,17 @@ class EvalSummary(Model):
     token_f1: TokenF1 | None = None
 
 
-class PathRows(Model):
+class PathRows(Kept):
     rows: int
     path: str
 
 
-class AdapterRef(Model):
+class AdapterRef(Kept):
     path: str
     name: str
 
 
-class Usage(Model):
+class Usage(Kept):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = Field(default=0, description="prompt tokens answered from the prefix cache")
@@ -94,7 +98,7 @@ class Usage(Model):
     wall_seconds: float = 0.0
 
 
-class RunResult(Model):
+class RunResult(Kept):
     status: Literal["succeeded", "interrupted", "failed"]
     job: str
     model: str
@@ -113,7 +117,7 @@ class RunResult(Model):
     error: str = ""
 
 
-class LabelScore(Model):
+class LabelScore(Kept):
     """One line of the per-label table of `afdc eval`. `support`: gold examples with the label."""
 
     name: str
@@ -124,7 +128,7 @@ class LabelScore(Model):
     predicted: int
 
 
-class ReliabilityPoint(Model):
+class ReliabilityPoint(Kept):
     """Examples whose confidence is in (low, high]; the means are null in an empty bin."""
 
     low: float

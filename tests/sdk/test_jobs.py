@@ -208,7 +208,7 @@ async def test_actions(client: Any, service: Service) -> None:
 
 async def test_tables(client: Any, service: Service) -> None:
     service.on("GET /v1/jobs", {"data": [job()], "has_more": False})
-    service.on(f"GET /v1/jobs/{JOB}/rounds", {"data": [{"round": 0, "candidates": 9, "selected": 5}]})
+    service.on(f"GET /v1/jobs/{JOB}/rounds", {"data": [{"round": 0, "candidates": 9, "selected": 5, "of_tomorrow": 1}]})
     one = {"id": ADAPTER, "name": "n", "round": 0, "created_at": NOW}
     service.on(f"GET /v1/jobs/{JOB}/checkpoints", {"data": [one]})
     as_csv, as_json = httpx.Response(200, text="round,loss\n0,1.5\n"), {"data": [{"round": 0}]}
