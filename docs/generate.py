@@ -27,7 +27,7 @@ DOCS = Path(__file__).parent
 COMMANDS = (
     "",
     *("run", "score", "predict", "eval", "doctor"),
-    *("submit", "watch", "jobs", "pause", "resume", "cancel", "retry", "pull", "export"),
+    *("submit", "watch", "jobs", "pause", "resume", "cancel", "retry", "pull", "export", "review"),
     *("keys", "keys list", "keys create", "keys revoke"),
 )
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}

@@ -57,3 +57,8 @@ def test_the_compose_file_publishes_nothing_to_the_world() -> None:
     assert ports
     assert all(str(port).startswith("127.0.0.1:") for port in ports)
     assert "USER afdc" in (DEPLOY / "Containerfile").read_text()
+
+
+def test_no_secret_of_a_server_gets_into_the_image() -> None:
+    left_out = (DEPLOY.parent / ".dockerignore").read_text().split()
+    assert {".git", ".venv", "afdc-data", "runs"} <= set(left_out)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import resource
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -67,3 +69,18 @@ def test_every_folder_of_an_artifact_is_flushed(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(os, "fsync", fsync)
     publish_folder(tmp_path / "made", tmp_path / "final")
     assert flushed == ["made/data/deep/rows", "made/data/deep", "made/data", "made", "."]
+
+
+def test_two_threads_may_write_one_file(tmp_path: Path) -> None:
+    path, both = tmp_path / "file", threading.Barrier(2)
+
+    def write(byte: bytes) -> None:
+        with atomic_writer(path) as stream:
+            both.wait(10)
+            stream.write(byte * 100_000)
+            both.wait(10)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, (b"a", b"b")))
+    assert set(path.read_bytes()) in ({97}, {98})
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]

@@ -33,6 +33,11 @@ class AfdcError(Exception):
         self.message = message
         self.remedy = remedy
 
+    def add_place(self, place: str) -> None:
+        """Say where it was, in front of the message."""
+        self.message = f"{place}: {self.message}"
+        self.args = (f"{place}: {self.args[0]}", *self.args[1:])
+
 
 class UsageError(AfdcError):
     exit_code = 2

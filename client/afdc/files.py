@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -99,7 +100,7 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
         StorageError: the disk is full or cannot be written; nothing is left under `path`. Any other error of the block
             rises as it is.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         with _as_storage_error(path):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -119,9 +119,18 @@ class ArtifactStore:
     def pieces(self, location: str, path: str, start: int, length: int) -> Iterator[bytes]:
         """`length` bytes from `start` on, a MiB at a time."""
         with self.open(location, path, start) as stream:
-            while length > 0 and (piece := stream.read(min(PIECE_BYTES, length))):
+            while length > 0 and (piece := self._read(stream, location, path, min(PIECE_BYTES, length))):
                 length -= len(piece)
                 yield piece
+
+    def _read(self, stream: BinaryIO, location: str, path: str, length: int) -> bytes:
+        with _translated(f"{location}/{path}"):
+            return stream.read(length)
+
+    def lines(self, location: str, path: str) -> Iterator[bytes]:
+        """The lines of a stored file. Raises StorageError where it cannot be read."""
+        with _translated(f"{location}/{path}"), self.open(location, path) as stream:
+            yield from stream
 
     def folders(self, kind: str) -> list[str]:
         """Locations of the folders below `kind`, those included that a copy was cut off in."""

@@ -274,30 +274,33 @@ async def test_an_adapter(client: Any, service: Service, tmp_path: Path) -> None
 
 
 EXPORT = f"GET /v1/datasets/{DATASET}/export"
+NAMED = {"Content-Disposition": 'attachment; filename="rows"'}
 
 
 async def test_an_export(client: Any, service: Service, tmp_path: Path) -> None:
-    cut = httpx.Response(200, stream=Body([b"01234"], httpx.ReadError("cut")))
-    service.on(EXPORT, lambda r: cut, httpx.Response(200, content=CONTENT, headers={"ETag": f'"{digest(CONTENT)}"'}))
+    cut = httpx.Response(200, stream=Body([b"01234"], httpx.ReadError("cut")), headers=NAMED)
+    service.on(
+        EXPORT, lambda r: cut, httpx.Response(200, content=CONTENT, headers={"ETag": f'"{digest(CONTENT)}"', **NAMED})
+    )
     path = await settle(client.datasets.export(DATASET, "csv", tmp_path / "rows.csv"))
     assert path.read_bytes() == CONTENT
     assert everything(tmp_path) == {"rows.csv": CONTENT}
     assert dict(service.requests[0].url.params) == {"format": "csv", "split": "default"}
-    service.on(EXPORT, httpx.Response(200, content=CONTENT))
+    service.on(EXPORT, httpx.Response(200, content=CONTENT, headers=NAMED))
     await settle(client.datasets.export(DATASET, "csv", tmp_path / "rows.csv", split="rejected"))
     assert service.requests[-1].url.params["split"] == "rejected"
 
 
 async def test_an_export_that_is_wrong(make_client: MakeClient, service: Service, tmp_path: Path) -> None:
     client = make_client(max_retries=1)
-    service.on(EXPORT, httpx.Response(200, content=CONTENT, headers={"ETag": f'"{"0" * 64}"'}))
+    service.on(EXPORT, httpx.Response(200, content=CONTENT, headers={"ETag": f'"{"0" * 64}"', **NAMED}))
     with pytest.raises(DownloadError, match="SHA-256"):
         await settle(client.datasets.export(DATASET, "jsonl", tmp_path / "rows"))
     assert everything(tmp_path) == {}
     service.on(EXPORT, problem(422, "unknown_format"))
     with pytest.raises(InvalidRequestError):
         await settle(client.datasets.export(DATASET, "x", tmp_path / "rows"))
-    service.on(EXPORT, lambda r: httpx.Response(200, stream=Body([b"0"], httpx.ReadError("cut"))))
+    service.on(EXPORT, lambda r: httpx.Response(200, stream=Body([b"0"], httpx.ReadError("cut")), headers=NAMED))
     with pytest.raises(UnreachableError):
         await settle(client.datasets.export(DATASET, "x", tmp_path / "rows"))
     assert not (tmp_path / "rows").exists()
@@ -322,6 +325,18 @@ async def test_a_file_of_reviews_has_the_key_of_its_content(client: Any, service
 async def test_labelling_set_up(client: Any, service: Service) -> None:
     service.on(f"GET /v1/datasets/{DATASET}/labelstudio-config", httpx.Response(200, text="<View/>"))
     assert await settle(client.datasets.labelstudio_config(DATASET)) == "<View/>"
+
+
+async def test_a_filter_that_there_is_not_is_refused(client: Any) -> None:
+    with pytest.raises(UsageError, match="reviews"):
+        await collect(client.datasets.rows(DATASET, reviews="needed"))
+
+
+async def test_a_page_of_somebody_else_is_no_export(client: Any, service: Service, tmp_path: Path) -> None:
+    service.on(EXPORT, httpx.Response(200, content=b"<html>hello</html>"))
+    with pytest.raises(ReplyError, match="no exported file"):
+        await settle(client.datasets.export(DATASET, "csv", tmp_path / "rows.csv"))
+    assert everything(tmp_path) == {}
 
 
 async def test_rows_and_reviews(client: Any, service: Service) -> None:

@@ -83,3 +83,12 @@ async def test_score(client: Any, service: Service, monkeypatch: pytest.MonkeyPa
     assert found.labels == ["up", "down"]
     assert len(found.logprobs) == 3
     assert found.errors == {2: "too long"}
+
+
+async def test_every_text_is_checked_before_the_first_batch_is_paid_for(client: Any, service: Service) -> None:
+    texts = ["fine"] * 300 + [""]
+    with pytest.raises(InputError, match=r"texts\[300\]"):
+        await settle(client.predict(texts, job="job_1"))
+    with pytest.raises(InputError, match=r"prompts\[300\].*n"):
+        await settle(client.generate([{"prompt": "a"}] * 300 + [{"prompt": "a", "n": 0}]))
+    assert not service.requests

@@ -216,3 +216,15 @@ async def test_keys(client: Any, service: Service) -> None:
     assert (await settle(client.keys.revoke("key_1"))).id == "key_1"
     with pytest.raises(InputError, match="scopes"):
         await settle(client.keys.create(scopes=["everything"]))
+
+
+async def test_a_refusal_names_the_file_and_says_each_thing_once(client: Any, service: Service, tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"text": "a", "label": "x"}\n')
+    fault = {"pointer": "/examples/0", "code": "invalid_example", "message": "line 1: unknown label 'x'"}
+    told = {"detail": "line 1: unknown label 'x'", "errors": [fault]}
+    service.on("POST /v1/seeds", problem(422, "invalid_seeds", **told))
+    with pytest.raises(InvalidRequestError) as raised:
+        await settle(client.seeds.create(path))
+    assert str(raised.value).startswith(f"{path}: line 1: unknown label 'x'")
+    assert str(raised.value).count("unknown label") == 1

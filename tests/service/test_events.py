@@ -236,3 +236,45 @@ def test_a_reader_that_leaves_is_forgotten(done: Done) -> None:
         finished(client, reply.json()["id"])
         wait_for(lambda: done.world.services.hub.watchers == 0, 20)
         assert client.post("/seeds", json=seed_body()).status_code == 201
+
+
+def test_a_long_history_is_told_without_waiting_for_the_poll(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("afdc_server.jobs.hub.POLL_S", 3600.0)
+    with running(tmp_path) as world, world.client() as client:
+        job = post_job(client, post_seeds(client))["id"]
+        finished(client, job)
+        client.get(f"/jobs/{job}/events", headers={"Accept": "text/event-stream"})
+        with world.services.db.write() as connection:
+            for number in range(1500):
+                append_event(connection, job, "note", {"text": str(number)})
+            append_event(connection, job, "job_succeeded", {})
+        total = len(events_of(client, job))
+        with Client(world.address, world.key()) as reader:
+            seen = [event.id for event in reader.jobs.stream(job)]
+            assert seen[:10] == list(range(1, 11))
+            assert seen == list(range(1, len(seen) + 1))
+            first_end = len(seen)
+            seen += [event.id for event in reader.jobs.stream(job, after=first_end)]
+        assert seen == list(range(1, total + 1))
+
+
+def test_watchers_who_have_seen_everything_share_the_look_at_what_is_new(tmp_path: Path) -> None:
+    with running(tmp_path) as world, world.client() as client:
+        job = post_job(client, post_seeds(client))["id"]
+        last = len(events_of(client, job))
+        finished(client, job)
+        hub, asked = world.services.hub, []
+        real = hub._query
+        hub._query = lambda job, after: asked.append(after) or real(job, after)  # type: ignore[method-assign, func-returns-value]
+        with Client(world.address, world.key()) as reader:
+            for _ in range(3):
+                assert next(one.id for one in reader.jobs.stream(job, after=last)) == last + 1
+
+
+@pytest.mark.parametrize("beyond", [0, 100_000])
+def test_whoever_comes_back_behind_the_last_event_is_told_that_it_was_the_last(done: Done, beyond: int) -> None:
+    headers = {"Accept": "text/event-stream", "Last-Event-ID": str(done.events[-1]["id"] + beyond)}
+    with done.world.client() as client:
+        assert client.get(f"/jobs/{done.job}/events", headers=headers, timeout=10).text == "retry: 1000\n\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,13 +13,14 @@ import httpx
 import pytest
 from sqlalchemy import update
 
-from afdc.errors import EngineDiedError, TrainerError
+from afdc.errors import EngineDiedError, StorageError, TrainerError
 from afdc.layout import RunLayout
 from afdc.task import Task
 from afdc.training import TrainJob, TrainResult
 from afdc_pipeline.seams import Generated, GenerateRequest, Health, Progress, Scores
 from afdc_server.db.schema import service_jobs
 from afdc_server.jobs import store
+from afdc_server.jobs.work import describe_error
 from afdc_server.ledger.schema import stages
 from afdc_server.service.wiring import HeavyParts
 from tests.fakes.trainer import FakeTrainer
@@ -96,6 +98,27 @@ def test_an_engine_that_is_gone_fails_the_running_jobs_and_not_the_waiting_ones(
         assert httpx.get(f"{world.address}/readyz").status_code == 503
         engine.error = None
         assert {finished(client, job)["status"] for job in others} == {"succeeded"}
+
+
+def test_an_engine_that_is_given_up_is_told_once_to_whoever_runs_the_server(tmp_path: Path) -> None:
+    told: list[BaseException] = []
+    with running(tmp_path, Flaky(EngineDiedError("gone"), 3, forever=True)) as world, world.client() as client:
+        world.services.runner.on_engine_lost = told.append
+        finished(client, post_job(client, post_seeds(client))["id"])
+        wait_for(lambda: told, 30)
+        time.sleep(2.5)  # turns of the runner
+    assert [str(error) for error in told] == ["gone"]
+
+
+def test_what_the_server_could_not_do_is_told_without_its_paths_and_hosts() -> None:
+    for error in (
+        StorageError("cannot write /srv/afdc/x"),
+        EngineDiedError("http://gpu-7:8000 is away"),
+        OSError("/x"),
+    ):
+        found = describe_error(error)
+        assert (found["category"], found["retryable"]) == ("server", True)
+        assert not re.search("srv|gpu-7|/x", found["message"])
 
 
 def test_a_poisoned_text_is_rejected_with_a_reason_and_the_others_go_on(tmp_path: Path) -> None:

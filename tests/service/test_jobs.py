@@ -86,6 +86,7 @@ def test_a_stopped_server_goes_on_where_it_was(tmp_path: Path) -> None:
         ({"settings": {"loop": {"turns": 1}}}, "/settings/loop/turns"),
         ({"settings": {"engine": {"dtype": "float32"}}}, "/settings/engine"),
         ({"settings": {"train": {"rank": 128}}}, "/settings/train/rank"),
+        ({"settings": {"encoder": {"model": "/etc"}}}, "/settings/encoder/model"),
         ({"settings": {"augment": {"variants": 1_000_000}}}, "/settings/augment/variants"),
     ],
 )

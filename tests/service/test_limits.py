@@ -57,6 +57,28 @@ def test_requests_a_minute(tmp_path: Path) -> None:
         assert client.get("/jobs").status_code == 200
 
 
+def test_a_retry_needs_room_as_a_new_job_does(tmp_path: Path) -> None:
+    with idle(tmp_path, tenant_jobs=2, queued_jobs=100) as world, world.client() as client:
+        seeds = post_seeds(client)
+        jobs = []
+        for _ in range(3):
+            jobs.append(post(client, seeds).json()["id"])
+            client.post(f"/jobs/{jobs[-1]}/cancel")
+        assert [client.post(f"/jobs/{job}/retry").status_code for job in jobs] == [200, 200, 429]
+
+
+def test_spent_tokens_stay_spent_when_the_job_is_deleted(tmp_path: Path) -> None:
+    with idle(tmp_path, tenant_tokens=100) as world, world.client() as client:
+        seeds = post_seeds(client)
+        job = post(client, seeds).json()["id"]
+        with world.services.db.write() as connection:
+            connection.execute(update(service_jobs).values(usage={"prompt_tokens": 90, "completion_tokens": 10}))
+        client.post(f"/jobs/{job}/cancel")
+        refused(post(client, seeds), 429, "too_many_requests")
+        assert client.delete(f"/jobs/{job}").status_code == 200
+        refused(post(client, seeds), 429, "too_many_requests")
+
+
 def test_a_request_counts_once(tmp_path: Path) -> None:
     """The key is looked at before the body and again by the endpoint."""
     with idle(tmp_path, requests_per_minute=10) as world, world.client() as client:

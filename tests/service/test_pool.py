@@ -230,3 +230,19 @@ async def test_a_cut_at_any_await_leaves_nothing_held() -> None:
 
     async for _ in cut_at_every_await(work):
         check_at_rest(pool, engine)
+
+
+async def test_what_the_operator_unloads_comes_back_when_it_is_used() -> None:
+    engine = SlowEngine()
+    pool = make_pool(engine)
+    await pool.add(folder("a"))
+    async with pool.hold(["a"]):
+        unloading = asyncio.create_task(pool.unload("a"))
+        await asyncio.sleep(5 * SECONDS)
+        assert not unloading.done(), "a request still uses it"
+    assert await unloading
+    assert engine.unloads == ["a"]
+    assert not await pool.unload("a")
+    await use(pool, engine, "a")
+    assert pool.entries()["a"].loaded
+    check_at_rest(pool, engine)

@@ -27,7 +27,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 def sweeper(world: World, later_s: float) -> Sweeper:
     services = world.services
-    return Sweeper(services.db, services.artifacts, services.settings.work, lambda: time.time() + later_s)
+    return Sweeper(services.db, services.artifacts, services.settings.data, lambda: time.time() + later_s)
 
 
 def tree(folder: Path) -> set[str]:

@@ -20,6 +20,7 @@ from afdc import wording
 from afdc.cli.failures import ReaderGoneError
 from afdc.errors import UsageError
 
+NAME_WIDTH = 8  # the least that a name is shortened to
 OBEYED = re.compile(r"[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """What JSON leaves as it is: C1 controls, those that turn the direction of writing, halves of surrogate pairs."""
 visible = wording.one_line
@@ -71,19 +72,33 @@ def copy_to_stdout(stream: BinaryIO) -> None:
 def print_table(console: Console, rows: Sequence[Mapping[str, str]], name: str) -> None:
     """A table on a terminal, where the column `name` gives way first; else lines of values with tabs in between."""
     if not console.is_terminal:
-        sys.stdout.writelines("\t".join(row.values()) + "\n" for row in rows)
+        for row in rows:
+            sys.stdout.write("\t".join(row.values()) + "\n")
         return
     table = Table(box=None, header_style="bold", pad_edge=False, expand=True)
-    for column in rows[0] if rows else ():
+    columns = _fitting(rows, name, console.width)
+    for column, width in columns.items():
         if column == name:
             table.add_column(column, no_wrap=True, overflow="ellipsis", ratio=1)
         else:
-            table.add_column(
-                column, no_wrap=True, width=max(cell_len(column), *(cell_len(row[column]) for row in rows))
-            )
+            table.add_column(column, no_wrap=True, width=width)
     for row in rows:
-        table.add_row(*map(Text, row.values()))
+        table.add_row(*(Text(row[column]) for column in columns))
     console.print(table)
+
+
+def _fitting(rows: Sequence[Mapping[str, str]], name: str, width: int) -> dict[str, int]:
+    """Columns with their widths: from the last one on those fall out that leave the first, an id, too little room."""
+    first, *rest = rows[0] if rows else ("",)
+    widths = {
+        column: max(cell_len(column), *(cell_len(row[column]) for row in rows)) for column in (first, *rest) if rows
+    }
+    if name in widths:
+        widths[name] = min(widths[name], NAME_WIDTH)
+    for column in reversed([column for column in rest if column != name] + [name] * (name in rest)):
+        if sum(widths.values()) + len(widths) - 1 > width:
+            del widths[column]
+    return widths
 
 
 def local_time(at: datetime | None) -> str:

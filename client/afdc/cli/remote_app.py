@@ -164,7 +164,7 @@ def retry(
 @taking(_remote)
 def pull(
     flags: Any,
-    job: JobId,
+    job: Annotated[str, typer.Argument(metavar="JOB|DATASET", help="Id of a job, or of a data set alone.")],
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where to; default: a folder called as the job.")
     ] = None,
@@ -201,7 +201,9 @@ def export(
 @taking(_remote)
 def review(
     flags: Any,
-    source: Annotated[str, typer.Argument(metavar="DATASET|JOB", help="What was reviewed.")],
+    source: Annotated[
+        str, typer.Argument(metavar="DATASET|JOB", help="What was reviewed; of a job its newest version.")
+    ],
     file: Annotated[Path, typer.Argument(metavar="FILE", help='Label Studio\'s JSON export, or {"reviews": [...]}.')],
     json_: Json = False,
 ) -> None:

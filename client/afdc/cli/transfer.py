@@ -17,6 +17,7 @@ from afdc.files import user_path
 from afdc.layout import RunLayout
 from afdc.sdk.client import Client
 from afdc.sdk.exceptions import NotReadyError
+from afdc.sdk.job_handle import await_remedy
 from afdc.wire.datasets import ExportFormat, Split, StoredFile
 
 UNFINISHED = ".part"
@@ -28,6 +29,9 @@ def pull_command(flags: ServerFlags, id: str, out: Path | None, adapter: bool | 
     Raises:
         AfdcError: the job has not made it yet, the folder holds something else, or what arrives is not what was listed.
     """
+    if id.startswith("ds_"):
+        _pull_dataset(flags, id, out, as_json=as_json)
+        return
     with connect(flags) as client, LiveProgress(message_console()) as progress:
         handle = client.jobs.get(id)
         layout = RunLayout(
@@ -48,8 +52,23 @@ def pull_command(flags: ServerFlags, id: str, out: Path | None, adapter: bool | 
         print_json({"job": handle.id, "dataset": taken, "adapter": tuned})
     else:
         paths = [layout.dataset, *([layout.adapter] if made is not None else [])]
-        sys.stdout.writelines(f"{path}\n" for path in paths)
+        for path in paths:
+            sys.stdout.write(f"{path}\n")
         message_console().print(f"{dataset.dataset.rows:,} rows", soft_wrap=True)
+
+
+def _pull_dataset(flags: ServerFlags, id: str, out: Path | None, *, as_json: bool) -> None:
+    with connect(flags) as client, LiveProgress(message_console()) as progress:
+        handle = client.datasets.get(id)
+        layout = RunLayout(user_path(out) if out is not None else Path(id))
+        check_folder(layout.dataset, handle.dataset.files)
+        fetch(progress, "download data set", handle.download, handle.dataset.files, layout.dataset)
+    if as_json:
+        taken = {"id": handle.id, "path": str(layout.dataset), "rows": handle.dataset.rows}
+        print_json({"job": handle.dataset.job, "dataset": taken, "adapter": None})
+    else:
+        sys.stdout.write(f"{layout.dataset}\n")
+        message_console().print(f"{handle.dataset.rows:,} rows", soft_wrap=True)
 
 
 def check_folder(folder: Path, files: Sequence[StoredFile]) -> None:
@@ -96,11 +115,15 @@ def export_command(
             _print_export(client, id, format, split)
             return
         path = client.datasets.export(id, format, output, split=split)
+        if format == "labelstudio":
+            path.with_name(f"{path.name}.xml").write_text(client.datasets.labelstudio_config(id), encoding="utf-8")
     size = path.stat().st_size
     if as_json:
         print_json({"dataset": id, "format": format, "path": str(path), "bytes": size})
     else:
         message_console().print(f"{size:,} bytes: {path}", soft_wrap=True)
+        if format == "labelstudio":
+            message_console().print(f"labelling set-up of the project: {path}.xml", soft_wrap=True)
 
 
 def review_command(flags: ServerFlags, source: str, file: Path, *, as_json: bool) -> None:
@@ -110,12 +133,16 @@ def review_command(flags: ServerFlags, source: str, file: Path, *, as_json: bool
         AfdcError: the file cannot be read, or names a row or label that is not there; nothing is stored then.
     """
     with connect(flags) as client:
-        made = client.datasets.review_file(dataset_id(client, source), file).dataset
+        id = dataset_id(client, source)
+        if id != source:  # of a job: what was reviewed before stays in
+            id = client.datasets.get(id).dataset.latest or id
+        made = client.datasets.review_file(id, file).dataset
     if as_json:
         print_json({"dataset": made.id, "version": made.version, "rows": made.rows, "reviewed": made.reviewed})
     else:
         sys.stdout.write(f"{visible(made.id)}\n")
-        told = f"version {made.version}: {made.rows:,} rows, {made.reviewed:,} reviewed"
+        origin = f"version {made.version}, made from {visible(str(made.parent))}"
+        told = f"{origin}: {made.rows:,} rows, {made.reviewed:,} reviewed"
         message_console().print(told, soft_wrap=True)
 
 
@@ -129,7 +156,7 @@ def dataset_id(client: Client, source: str) -> str:
         return source
     job = client.jobs.get(source).job
     if job.dataset is None:
-        raise NotReadyError(f"job {visible(job.id)} has no data set: it is {job.status}", remedy="Wait for it first")
+        raise NotReadyError(f"job {visible(job.id)} has no data set: it is {job.status}", remedy=await_remedy(job))
     return job.dataset
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, cast
 
-from afdc.errors import InputError
+from afdc.errors import InputError, UsageError
 from afdc.files import sha256_bytes, user_path
 from afdc.sdk.core import Call, Params, checked, get, no_body, parse_text, post, reply_as, route
 from afdc.sdk.downloads import EXPORT_PATIENCE_S, download_export, download_folder
@@ -205,7 +205,15 @@ async def read_dataset(sender: Sender, id: str) -> Dataset:
 
 
 def iter_rows(sender: Sender, id: str, filters: RowFilters, limit: int | None) -> AsyncIterator[Row]:
-    """`GET /datasets/{id}/rows`, all pages."""
+    """`GET /datasets/{id}/rows`, all pages.
+
+    Raises:
+        UsageError: a filter that there is not.
+    """
+    unknown = set(filters) - set(RowFilters.__annotations__)
+    if unknown:
+        known = ", ".join(RowFilters.__annotations__)
+        raise UsageError(f"rows have no filter {min(unknown)!r}", remedy=f"There are {known}")
     return items(sender, Row, route("datasets", id, "rows"), cast(Params, filters), limit=limit)
 
 

@@ -116,14 +116,23 @@ def _range_call(path: str, offset: int, sha256: str) -> Call[None]:
     return get(no_body, path, headers=headers)
 
 
-async def _fetch(sender: Sender, call: Call[None], part: Part, offset: int, size: int | None) -> str | None:
+async def _fetch(
+    sender: Sender, call: Call[None], part: Part, offset: int, size: int | None, *, attached: bool = False
+) -> str | None:
     """One request into the part. Returns the ETag without quotes.
 
+    Args:
+        attached: the server names the file (RFC 6266); an answer without a name is of somebody else.
+
     Raises:
+        ReplyError: an answer that is no file of an AFDC server.
         DownloadError: more bytes than the file has.
     """
     async with sender.open(call) as answer:
         at = await _start(answer, sender, offset)
+        if attached and "content-disposition" not in answer.headers:
+            remedy = "Check that the address is that of an AFDC server"
+            raise ReplyError("the server's answer is no exported file", remedy=remedy)
         await sender.offload(partial(part.begin, at))
         try:
             async for piece in answer.pieces():
@@ -162,11 +171,15 @@ async def download_export(sender: Sender, call: Call[None], path: str | Path) ->
     etag, failures = None, 0
     while True:
         try:
-            etag = await _fetch(sender, call, part, 0, None)
+            etag = await _fetch(sender, call, part, 0, None, attached=True)
             break
         except (UnreachableError, ApiError) as exc:
             failures += 1
-            await _pause(sender, await _retryable(sender, exc, part), failures)
+            try:
+                await _pause(sender, await _retryable(sender, exc, part), failures)
+            except AfdcError:
+                await sender.offload(part.drop)  # the next one begins anew
+                raise
     if etag and SHA256.fullmatch(etag) and not await sender.offload(partial(part.has, etag)):
         await sender.offload(part.drop)
         raise DownloadError(f"{target}: what arrived has another SHA-256 than the server says", remedy="Try again")

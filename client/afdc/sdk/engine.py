@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from afdc.errors import UsageError
+from pydantic import ValidationError
+
+from afdc.errors import InputError, UsageError
+from afdc.inputs import check_text
+from afdc.records import type_name
 from afdc.sdk.core import checked, post, reply_as, route
 from afdc.sdk.seed_upload import TaskLike, read_task_like
 from afdc.sdk.sending import Sender, send
+from afdc.task import first_fault
 from afdc.wire.models import (
     GenerateCreate,
     GenerateReply,
@@ -48,7 +53,7 @@ async def generate(
     """`POST /generate`, batch by batch; the replies as one."""
     found = GenerateReply(data=[], model="")
     wanted = [prompts] if isinstance(prompts, str) else prompts
-    for batch in _batches([PromptIn(prompt=prompt) if isinstance(prompt, str) else prompt for prompt in wanted]):
+    for batch in _batches([_prompt(place, prompt) for place, prompt in enumerate(wanted)]):
         body = checked(GenerateCreate, prompts=batch, sampling=sampling if sampling is not None else SamplingIn())
         call = post(reply_as(GenerateReply), route("generate"), body, repeatable=True, patience_s=PATIENCE_S)
         reply = await send(sender, call)
@@ -75,7 +80,23 @@ def _joined(first: ScoreReply, second: ScoreReply) -> ScoreReply:
 
 
 def _texts(texts: str | Iterable[str]) -> list[str]:
-    return [texts] if isinstance(texts, str) else list(texts)
+    """All of them, checked before the first batch is paid for. Raises InputError, which names the place."""
+    given = [texts] if isinstance(texts, str) else list(texts)
+    for place, text in enumerate(given):
+        if not isinstance(text, str):
+            raise InputError(f"texts[{place}] is {type_name(text)}, and no text")
+        check_text(text, f"texts[{place}]")
+    return given
+
+
+def _prompt(place: int, prompt: PromptLike) -> PromptIn:
+    try:
+        if isinstance(prompt, str):
+            return PromptIn(prompt=prompt)
+        return prompt if isinstance(prompt, PromptIn) else PromptIn.model_validate(prompt)
+    except ValidationError as exc:
+        where, _, message = first_fault(exc)
+        raise InputError(f"prompts[{place}]{'.' if where else ''}{where}: {message}") from exc
 
 
 def _batches(values: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -167,13 +167,14 @@ def error_type(status: int) -> type[ApiError]:
 
 def _describe(problem: Problem, request_id: str) -> str:
     text = one_line(problem.detail or problem.title, SHOWN_CHARS).removesuffix(".")
+    news = [fault for fault in problem.errors if one_line(fault.message, 100).removesuffix(".") not in text]
     faults = [
         f"{one_line(fault.pointer, 100)}: {one_line(fault.message, 200)}"
-        if fault.pointer
+        if fault.pointer and fault.pointer not in fault.message
         else one_line(fault.message, 200)
-        for fault in problem.errors[:SHOWN_FAULTS]
+        for fault in news[:SHOWN_FAULTS]
     ]
-    more = len(problem.errors) - len(faults)
+    more = len(news) - len(faults)
     told = "; ".join(faults) + (f"; and {more} more" if more > 0 else "")
     return text + (f" ({told})" if told else "") + (f" [request {one_line(request_id, 80)}]" if request_id else "")
 

@@ -31,7 +31,10 @@ def read_datasets(folder: Path, table: Table) -> Any:
         NotReadyError: the data set has no such rows.
     """
     dataset: Any = _package("datasets").Dataset
-    return dataset.from_parquet([str(path) for path in _files(folder, table)])
+    try:
+        return dataset.from_parquet([str(path) for path in _files(folder, table)])
+    except ValueError as exc:  # files without a row
+        raise NotReadyError(f"the data set in {folder} has no rows of {table!r}") from exc
 
 
 def read_pandas(folder: Path, table: Table) -> Any:

@@ -111,7 +111,7 @@ class JobHandle(Face[S]):
             found = getattr(self.job, what)
         if found is None:
             name = "data set" if what == "dataset" else what
-            raise NotReadyError(f"job {self.id} has no {name} yet: it is {self.status}", remedy="Wait for it first")
+            raise NotReadyError(f"job {self.id} has no {name} yet: it is {self.status}", remedy=await_remedy(self.job))
         return found
 
     def __repr__(self) -> str:
@@ -119,6 +119,13 @@ class JobHandle(Face[S]):
 
     def _repr_html_(self) -> str:
         return job_html(self.job)
+
+
+def await_remedy(job: Job) -> str:
+    """What to do about a job that has not made something."""
+    if not job.is_terminal:
+        return "Wait for it first"
+    return "This job hands out none" if job.status == "succeeded" else f"Go on with it first: afdc retry {job.id}"
 
 
 async def act(sender: Sender, id: str, action: Action) -> Job:

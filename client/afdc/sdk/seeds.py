@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from uuid import uuid4
 
 from afdc.errors import UsageError
 from afdc.sdk.core import delete, get, reply_as, route
+from afdc.sdk.exceptions import InvalidRequestError
 from afdc.sdk.faces import Face, S, feed, operation
 from afdc.sdk.paging import items
 from afdc.sdk.seed_upload import (
@@ -122,7 +124,12 @@ async def read_seeds(sender: Sender, id: str) -> SeedSet:
 async def store_seeds(sender: Sender, source: Examples, request: SeedRequest, key: str) -> SeedSet:
     """`POST /seeds`."""
     make = partial(seed_call, reply_as(SeedSet), route("seeds"), source, request, key)
-    return await send(sender, await sender.offload(make))
+    try:
+        return await send(sender, await sender.offload(make))
+    except InvalidRequestError as exc:
+        if isinstance(source, str | Path):  # of several files of one job
+            exc.add_place(str(source))
+        raise
 
 
 async def resolve_seeds(

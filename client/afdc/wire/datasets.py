@@ -30,6 +30,7 @@ class Dataset(Reply):
     job: str
     version: int = Field(description="1 is the job's own; each review makes the next one")
     parent: str | None = Field(default=None, description="the version that it was made from")
+    latest: str = Field(default="", description="the newest version of the same job's data set")
     task: Task
     rows: int
     rejected: int

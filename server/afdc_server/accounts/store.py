@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hmac
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
@@ -45,7 +46,7 @@ class StoredKey:
 def ensure_tenant(connection: Connection, tenant: str) -> None:
     """Make the tenant where there is none of this name."""
     if connection.execute(select(tenants.c.id).where(tenants.c.id == tenant)).first() is None:
-        connection.execute(insert(tenants).values(id=tenant, limits={}, created_at=time.time()))
+        connection.execute(insert(tenants).values(id=tenant, limits={}, spent_tokens=0, created_at=time.time()))
 
 
 def create_key(
@@ -78,6 +79,17 @@ def find_caller(connection: Connection, secret: bytes, key: str) -> tuple[Caller
         return None
     is_due = row.last_used_at is None or time.time() - row.last_used_at > USED_EVERY_S
     return Caller(row.tenant, row.id, frozenset(row.scopes)), is_due
+
+
+def tokens_of(usage: Mapping[str, Any]) -> int:
+    """Tokens of a job, as its budget counts them."""
+    return int(usage.get("prompt_tokens", 0)) + int(usage.get("completion_tokens", 0))
+
+
+def keep_spent(connection: Connection, tenant: str, usage: Mapping[str, Any]) -> None:
+    """Count what a job has spent that the database is about to forget."""
+    spent = tenants.c.spent_tokens + tokens_of(usage)
+    connection.execute(update(tenants).where(tenants.c.id == tenant).values(spent_tokens=spent))
 
 
 def note_use(connection: Connection, key: str) -> None:

@@ -8,7 +8,6 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import ValidationError
 from sqlalchemy import Connection
-from starlette.concurrency import run_in_threadpool
 
 from afdc.files import sha256_bytes
 from afdc.task import Task
@@ -16,9 +15,9 @@ from afdc.wire.common import DEFAULT_PAGE, MAX_PAGE, Page
 from afdc.wire.datasets import Dataset, ExportFormat, ReviewFilter, ReviewsCreate, Row, Split
 from afdc_server.accounts.store import Caller
 from afdc_server.api.bodies import JSON, require_json
-from afdc_server.api.deps import Held, JobsCaller, ReadCaller
+from afdc_server.api.deps import HeavyThreads, Held, JobsCaller, ReadCaller
 from afdc_server.api.files import BINARY, RESPONSES, attachment, file_reply, started
-from afdc_server.api.idempotency import Key, Once, in_flight, keep_reply, stored_reply
+from afdc_server.api.idempotency import Key, Once, answer_once, keep_reply
 from afdc_server.api.openapi import problems
 from afdc_server.api.problems import validation_error
 from afdc_server.datasets.export import export_dataset
@@ -178,14 +177,16 @@ def read_labelstudio_config(id: str, services: Held, caller: ReadCaller) -> Resp
     },
     openapi_extra=REVIEWS_BODY,
 )
-async def review_rows(id: str, request: Request, services: Held, caller: JobsCaller, key: Key = None) -> Response:
+async def review_rows(
+    id: str, request: Request, services: Held, heavy: HeavyThreads, caller: JobsCaller, key: Key = None
+) -> Response:
     """As `ReviewsCreate`, or as the JSON that Label Studio exports. The version that was reviewed stays as it is.
 
     422 lists every review that cannot be used, and then nothing is stored.
     """
     require_json(request.headers)
     body = await request.body()
-    return await run_in_threadpool(_review, services, caller, id, body, key)
+    return await heavy.run(_review, services, caller, id, body, key)
 
 
 def _review(services: Services, caller: Caller, id: str, body: bytes, key: str | None) -> Response:
@@ -194,14 +195,13 @@ def _review(services: Services, caller: Caller, id: str, body: bytes, key: str |
     def created(connection: Connection, made: Dataset) -> Response:
         return keep_reply(connection, once, 201, made.model_dump_json(), f"/v1/datasets/{made.id}")
 
-    with in_flight.hold(once):
-        dataset = _find(services, caller, id)
-        with services.db.read() as connection:
-            if (reply := stored_reply(connection, once)) is not None:
-                return reply
+    def work() -> Response:
         verdicts = _read_verdicts(body, dataset.task)
         reviewing = Reviewing(services.db, services.artifacts, services.settings.work)
         return reviewing.review(caller.tenant, id, verdicts, created)
+
+    dataset = _find(services, caller, id)
+    return answer_once(services.db, once, work)
 
 
 def _read_verdicts(body: bytes, task: Task) -> list[Verdict]:

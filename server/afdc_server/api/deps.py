@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, ParamSpec, TypeVar
@@ -14,6 +15,7 @@ from pydantic import AfterValidator
 from starlette.concurrency import run_in_threadpool
 from starlette.convertors import StringConvertor, register_url_convertor
 
+from afdc.errors import ConflictError, StorageError
 from afdc.wire.common import DEFAULT_PAGE, MAX_PAGE
 from afdc_server.accounts.store import Caller, find_caller, note_use
 from afdc_server.service.errors import ForbiddenError, UnauthorizedError, missing
@@ -75,7 +77,7 @@ def identify(services: Services, key: str | None) -> Caller:
     caller, is_due = found
     services.rates.take(caller.key)
     if is_due:
-        with services.db.write() as connection:
+        with suppress(StorageError, ConflictError), services.db.write() as connection:  # a read must not need a write
             note_use(connection, caller.key)
     return caller
 

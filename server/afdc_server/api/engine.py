@@ -43,6 +43,7 @@ from afdc_server.jobs import store
 from afdc_server.service.errors import BusyError, missing
 from afdc_server.service.ids import ADAPTER, JOB
 from afdc_server.service.services import Services
+from afdc_server.service.settings import SERVED
 
 router = APIRouter(tags=["engine"], route_class=ApiRoute)
 ENGINE_PROBLEMS = problems(401, 403, 404, 408, 409, 413, 415, 422, 429, 503)
@@ -112,7 +113,7 @@ def _adapter_for(services: Services, tenant: str, wanted: PredictCreate) -> Stor
 
 def local_adapter(services: Services, found: StoredAdapter) -> Path:
     """The adapter's folder on this machine, under the adapter's own name, as the engine serves it."""
-    target = services.settings.work.parent / "served" / found.wire.id / found.wire.name
+    target = services.settings.work.with_name(SERVED) / found.wire.id / found.wire.name
     return services.artifacts.local_folder(found.location, found.wire.files, target)
 
 
@@ -212,16 +213,13 @@ async def unload_engine_adapter(
     services: Held,
     _caller: AdminCaller,
 ) -> Deleted:
-    """Once its requests are done. A job that needs it loads it again."""
+    """Once its requests are done. Whoever needs it has it loaded again."""
 
     async def work() -> bool:
-        if name not in services.engine.pool.entries():
-            return False
         try:
-            await asyncio.wait_for(services.engine.pool.remove(name), UNLOAD_S)
+            return await asyncio.wait_for(services.engine.pool.unload(name), UNLOAD_S)
         except TimeoutError as exc:
             raise BusyError(f"adapter {name} is still in use", remedy="Try again", retry_after_s=5) from exc
-        return True
 
     if not await services.engine.host.run(work()):
         raise missing("loaded adapter", name)

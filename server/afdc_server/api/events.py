@@ -129,9 +129,16 @@ class EventStream(Response):
             gone.cancel()
 
     async def _follow(self, channel: Channel, send: Send, gone: asyncio.Future[None]) -> None:
+        looked = False
         while not gone.done() and not self._hub.closing:
             wake = channel.wake
             found = await self._hub.read(channel, self._job, self._after)
+            if not found and not looked:  # whoever comes back behind the job's last event waits for nothing
+                looked = True
+                newest, kind = await self._hub.newest(self._job)
+                if newest <= self._after and kind in TERMINAL_EVENTS:
+                    return
+                continue  # what came meanwhile
             if found:
                 await self._write(send, b"".join(map(frame, found)))
                 self._after = found[-1].id

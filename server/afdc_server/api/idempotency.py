@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -20,6 +20,7 @@ from sqlalchemy import Connection, insert, select
 from afdc.errors import ConflictError
 from afdc.files import canonical_json, sha256_bytes
 from afdc_server.api.problems import RequestError
+from afdc_server.db.database import Database
 from afdc_server.db.schema import idempotency
 
 MAX_KEY = 255
@@ -80,17 +81,39 @@ class _InFlight:
                 self._keys.discard(name)
 
 
-in_flight = _InFlight()
+_in_flight = _InFlight()
 
 
-def stored_reply(connection: Connection, once: Once) -> Response | None:
+def answer_once(db: Database, once: Once, work: Callable[[], Response]) -> Response:
+    """The answer of `work`, which keeps its reply, or the one that was kept when the request came before.
+
+    Raises:
+        InFlightError: the first one is under way in this process. RequestError: the key was used for another request.
+    """
+    with _in_flight.hold(once):
+        if (reply := _look(db, once)) is not None:
+            return reply
+        try:
+            return work()
+        except ConflictError:  # a server beside this one may have answered it meanwhile
+            if (reply := _look(db, once)) is not None:
+                return reply
+            raise
+
+
+def _look(db: Database, once: Once) -> Response | None:
+    if once.key is None:
+        return None
+    with db.read() as connection:
+        return _stored_reply(connection, once)
+
+
+def _stored_reply(connection: Connection, once: Once) -> Response | None:
     """The reply of the first request with this key.
 
     Raises:
         RequestError: the key was used for another request.
     """
-    if once.key is None:
-        return None
     where = (idempotency.c.tenant == once.tenant, idempotency.c.key == once.key)
     row = connection.execute(select(idempotency).where(*where)).first()
     if row is None:

@@ -25,13 +25,13 @@ from afdc.wire.jobs import (
 from afdc_server.accounts.store import Caller
 from afdc_server.api.bodies import ApiRoute
 from afdc_server.api.deps import HeavyThreads, Held, JobId, JobsCaller, Paged, ReadCaller
-from afdc_server.api.idempotency import Key, Once, in_flight, keep_reply, stored_reply
+from afdc_server.api.idempotency import Key, Once, answer_once, keep_reply
 from afdc_server.api.openapi import SAMPLE, examples, headers, links, problems
 from afdc_server.api.paging import fetch, make_page
 from afdc_server.api.room import Room
 from afdc_server.db.schema import service_jobs
 from afdc_server.jobs import store
-from afdc_server.jobs.intake import check_job, enqueue, plan_job
+from afdc_server.jobs.intake import check_job, check_room, enqueue, plan_job
 from afdc_server.jobs.preview import preview_job as make_preview
 from afdc_server.jobs.remove import delete_job as forget_job
 from afdc_server.jobs.states import Action
@@ -87,14 +87,13 @@ async def create_job(
 
 
 def _create(services: Services, caller: Caller, wanted: JobCreate, once: Once, parent: str | None) -> Response:
-    with in_flight.hold(once):
-        with services.db.read() as connection:
-            if (reply := stored_reply(connection, once)) is not None:
-                return reply
+    def work() -> Response:
         config, _ = check_job(services, caller.tenant, wanted)
         with services.db.write() as connection:
             row = enqueue(connection, services, caller.tenant, wanted, config, parent)
-            reply = keep_reply(connection, once, 202, to_wire(row).model_dump_json(), f"/v1/jobs/{row.id}")
+            return keep_reply(connection, once, 202, to_wire(row).model_dump_json(), f"/v1/jobs/{row.id}")
+
+    reply = answer_once(services.db, once, work)
     services.runner.wake()
     return reply
 
@@ -196,6 +195,8 @@ def _read(services: Services, tenant: str, id: str) -> store.JobRow:
 def _steer(services: Services, tenant: str, id: str, action: Action) -> Job:
     with services.db.write() as connection:
         store.get(connection, tenant, id)
+        if action == "retry":
+            check_room(connection, services, tenant)
         store.act(connection, id, action)
         row = store.get(connection, tenant, id)
     services.hub.notify(id)

@@ -17,7 +17,7 @@ from afdc.wire.common import Deleted, Fault, Page
 from afdc.wire.seeds import OnInvalid, SeedExample, SeedKind, SeedReport, SeedSet, SeedSetCreate
 from afdc_server.accounts.store import Caller
 from afdc_server.api.deps import HeavyThreads, Held, JobsCaller, Paged, ReadCaller
-from afdc_server.api.idempotency import Key, Once, in_flight, keep_reply, stored_reply
+from afdc_server.api.idempotency import Key, Once, answer_once, keep_reply
 from afdc_server.api.openapi import body_of, headers, links, problems
 from afdc_server.api.paging import fetch, make_page
 from afdc_server.api.problems import RequestError
@@ -87,17 +87,18 @@ async def create_seeds(
 def _store(services: Services, caller: Caller, upload: Upload, key: str | None) -> Response:
     intake = upload.intake
     once = Once.of(caller.tenant, key, "POST /seeds", _identity(upload))
-    with in_flight.hold(once):
-        with services.db.read() as connection:
-            if (reply := stored_reply(connection, once)) is not None:
-                return reply
+
+    def work() -> Response:
         if not intake.report.valid:
             raise _invalid(intake.report)
         return _insert(services, caller, upload, once)
 
+    return answer_once(services.db, once, work)
+
 
 def _insert(services: Services, caller: Caller, upload: Upload, once: Once) -> Response:
-    """Rows first, then the word that they are there; where that fails, the rows go again."""
+    """Rows first, then the word that they are there. Where that was refused for certain, the rows go again; where it is
+    not known whether it was heard, they stay, and are swept if it was not."""
     intake, wanted = upload.intake, upload.wanted
     id, sha256 = store.store_rows(services.artifacts, intake)
     try:
@@ -113,7 +114,7 @@ def _insert(services: Services, caller: Caller, upload: Upload, once: Once) -> R
                 meta=wanted.metadata,
             )
             return keep_reply(connection, once, 201, made.model_dump_json(), f"/v1/seeds/{id}")
-    except Exception:
+    except ConflictError:
         services.artifacts.delete(store.location(id))
         raise
 

@@ -63,7 +63,9 @@ def get_dataset(connection: Connection, tenant: str, id: str) -> StoredDataset:
     row = connection.execute(query).first() if is_id(id, DATASET) else None
     if row is None:
         raise missing("data set", id)
-    return StoredDataset(_to_dataset(row), row.location)
+    of_job = (datasets.c.job == row.job, datasets.c.tenant == tenant)
+    newest = select(datasets.c.id).where(*of_job).order_by(datasets.c.version.desc()).limit(1)
+    return StoredDataset(_to_dataset(row, connection.execute(newest).scalar_one()), row.location)
 
 
 def get_adapter(connection: Connection, tenant: str, id: str) -> StoredAdapter:
@@ -82,12 +84,13 @@ def _listed(files: list[StoredFile], path: str) -> StoredFile:
     return found
 
 
-def _to_dataset(row: Row[Any]) -> Dataset:
+def _to_dataset(row: Row[Any], latest: str) -> Dataset:
     return Dataset(
         id=row.id,
         job=row.job,
         version=row.version,
         parent=row.parent,
+        latest=latest,
         task=Task.model_validate(row.task),
         rows=row.rows,
         rejected=row.rejected,

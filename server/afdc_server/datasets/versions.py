@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 from sqlalchemy import Connection, func, insert, select
@@ -22,6 +21,7 @@ from afdc_server.datasets.verdicts import Verdict
 from afdc_server.db.database import Database
 from afdc_server.db.schema import datasets, reviews
 from afdc_server.export.dataset import write_dataset
+from afdc_server.scratch import scratch_folder
 from afdc_server.service.errors import NotFoundError
 from afdc_server.service.ids import DATASET, new_id
 
@@ -71,7 +71,7 @@ class Reviewing:
             before = (audit_form(row, task) for row in parent.rows(self._artifacts, split).rows())
             return next_rows(split, before, judged, task)
 
-        with _scratch(self._work) as folder:
+        with scratch_folder(".review-", self._work) as folder:  # its disk is the one for large files
             target = folder / "dataset"
             write_dataset(target, rows("default"), rows("rejected"), papers)
             return publish_dataset(self._artifacts, target, made)
@@ -96,18 +96,6 @@ class Reviewing:
             return store()
         except ConflictError:
             return store()
-
-
-@contextmanager
-def _scratch(work: Path) -> Iterator[Path]:
-    """A folder below `work` that is gone afterwards. Its disk is the one that was chosen for large files."""
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        folder = TemporaryDirectory(prefix=".review-", dir=work, ignore_cleanup_errors=True)
-    except OSError as exc:
-        raise StorageError(f"cannot write to {work}: {exc.strerror}", remedy="Free space, or check its rights") from exc
-    with folder as path:
-        yield Path(path)
 
 
 def _insert(

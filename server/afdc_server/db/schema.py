@@ -32,6 +32,7 @@ tenants = Table(
     metadata,
     Column("id", ID, primary_key=True),
     Column("limits", JSON, nullable=False),  # overrides of the server's limits
+    Column("spent_tokens", BigInteger, nullable=False, server_default="0"),  # of jobs that are gone
     Column("created_at", Float, nullable=False),
 )
 

@@ -31,11 +31,14 @@ log = structlog.get_logger("afdc.hub")
 
 @dataclass
 class Channel:
-    """A watched job: its ring of events without a gap, who watches, and what they wait on.
+    """A watched job: its latest events without a gap, who watches, and what they wait on.
 
-    `stale`: something may have been committed behind the ring's last event.
+    Attributes:
+        last: id of the last event that is known, the ring's last if that has any; None before the first look.
+        stale: something may have been committed behind it.
     """
 
+    last: int | None = None
     ring: deque[StoredEvent] = field(default_factory=lambda: deque(maxlen=RING))
     watchers: int = 0
     wake: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
@@ -110,16 +113,34 @@ class EventHub:
     async def read(self, channel: Channel, job: str, after: int) -> Sequence[StoredEvent]:
         """Events behind `after`, at most a page; all watchers that wait for the same ones share one query."""
         async with channel.reading:
-            ring = channel.ring
-            if not ring or after < ring[0].id - 1:
-                found = await run_in_threadpool(self._query, job, after)
-                if not ring:
-                    ring.extend(found)
-                return found
-            if after >= ring[-1].id and channel.stale:
-                channel.stale = False  # before the query: what is committed meanwhile sets it again
-                ring.extend(await run_in_threadpool(self._query, job, ring[-1].id))
-        return [event for event in ring if event.id > after][:PAGE]
+            if channel.last is None:
+                channel.stale = False
+                channel.last = (await run_in_threadpool(self._last_ids, [job])).get(job, 0)
+            elif channel.stale and after >= channel.last:
+                await self._refresh(channel, job, channel.last)
+            if after >= channel.last:
+                return []
+            oldest = channel.ring[0].id if channel.ring else channel.last + 1
+            if after < oldest - 1:
+                return await run_in_threadpool(self._query, job, after)
+        return [event for event in channel.ring if event.id > after][:PAGE]
+
+    async def _refresh(self, channel: Channel, job: str, last: int) -> None:
+        channel.stale = False  # before the query: what is committed meanwhile sets it again
+        found = await run_in_threadpool(self._query, job, last)
+        channel.ring.extend(found)
+        channel.last = found[-1].id if found else last
+        channel.stale |= len(found) == PAGE
+
+    async def newest(self, job: str) -> tuple[int, str]:
+        """Id and kind of the job's last event; 0 and "" for none."""
+        return await run_in_threadpool(self._newest, job)
+
+    def _newest(self, job: str) -> tuple[int, str]:
+        query = select(events.c.id, events.c.kind).where(events.c.job == job).order_by(events.c.id.desc()).limit(1)
+        with self._db.read() as connection:
+            row = connection.execute(query).first()
+        return (row.id, row.kind) if row is not None else (0, "")
 
     def _query(self, job: str, after: int) -> list[StoredEvent]:
         with self._db.read() as connection:
@@ -134,7 +155,7 @@ class EventHub:
                 log.warning("watched jobs not looked at", error=str(exc))
 
     async def _look(self) -> None:
-        watched = {job: channel.ring[-1].id for job, channel in self._channels.items() if channel.ring}
+        watched = {job: channel.last for job, channel in self._channels.items() if channel.last is not None}
         for job, last in (await run_in_threadpool(self._last_ids, list(watched))).items():
             if last > watched[job]:
                 self._wake(job)

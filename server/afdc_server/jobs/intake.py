@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from sqlalchemy import Connection, func, select
@@ -15,11 +14,13 @@ from afdc.files import canonical_json, sha256_bytes
 from afdc.presets import config_hash
 from afdc.wire.jobs import TERMINAL, JobCreate
 from afdc_pipeline.estimate import Plan
-from afdc_server.db.schema import service_jobs
+from afdc_server.accounts.store import tokens_of
+from afdc_server.db.schema import service_jobs, tenants
 from afdc_server.jobs import store
 from afdc_server.jobs.request import JobInputs, check_fit, check_written, find_inputs, resolve_config, write_inputs
 from afdc_server.local.plan import plan_request
 from afdc_server.local.request import CheckedRequest, RunRequest
+from afdc_server.scratch import scratch_folder
 from afdc_server.service.errors import BusyError, TooManyError
 from afdc_server.service.ids import JOB, new_id
 from afdc_server.service.services import Services
@@ -38,8 +39,8 @@ def check_job(services: Services, tenant: str, wanted: JobCreate) -> tuple[RunCo
     config, inputs = _settle(services, tenant, wanted)
     name = _content(inputs, config)
     if not _passed.knows(name):
-        with TemporaryDirectory(prefix="afdc-check-") as folder:
-            checked_files(services, inputs, config, Path(folder))
+        with scratch_folder("afdc-check-") as folder:
+            checked_files(services, inputs, config, folder)
         _passed.add(name)
     return config, inputs
 
@@ -97,8 +98,8 @@ def checked_files(
 def plan_job(services: Services, tenant: str, wanted: JobCreate) -> Plan:
     """What a job would do and cost."""
     config, inputs = _settle(services, tenant, wanted)
-    with TemporaryDirectory(prefix="afdc-plan-") as folder:
-        _, checked = checked_files(services, inputs, config, Path(folder))
+    with scratch_folder("afdc-plan-") as folder:
+        _, checked = checked_files(services, inputs, config, folder)
     bench = services.runner.bench
     return plan_request(checked, config, bench.shared.device, bench.model())
 
@@ -116,7 +117,7 @@ def enqueue(
     Raises:
         TooManyError: the tenant has too many jobs, or has spent its tokens. BusyError: the queue is full.
     """
-    _check_room(connection, services, tenant)
+    check_room(connection, services, tenant)
     info = services.engine.host.info
     id = new_id(JOB)
     values: dict[str, Any] = {
@@ -135,7 +136,8 @@ def enqueue(
     return store.get(connection, tenant, id)
 
 
-def _check_room(connection: Connection, services: Services, tenant: str) -> None:
+def check_room(connection: Connection, services: Services, tenant: str) -> None:
+    """See that the tenant may have one more job in the queue. Raises as `enqueue`."""
     limits = services.settings.limits
     unfinished = service_jobs.c.status.not_in(sorted(TERMINAL))
     count = select(func.count()).select_from(service_jobs)
@@ -156,5 +158,7 @@ def _check_room(connection: Connection, services: Services, tenant: str) -> None
 
 
 def _tokens(connection: Connection, tenant: str) -> int:
+    """What the tenant's jobs have spent, and those that it has deleted."""
     usages = connection.execute(select(service_jobs.c.usage).where(service_jobs.c.tenant == tenant)).scalars()
-    return sum(int(one.get("prompt_tokens", 0)) + int(one.get("completion_tokens", 0)) for one in usages)
+    gone = connection.execute(select(tenants.c.spent_tokens).where(tenants.c.id == tenant)).scalar() or 0
+    return int(gone) + sum(map(tokens_of, usages))

@@ -104,6 +104,21 @@ class AdapterPool:
         async with self._changing:
             await self._take_out(entry)
 
+    async def unload(self, name: str) -> bool:
+        """Take an adapter out of the engine once its requests are done; its name stays known, and brings it back.
+
+        Returns whether it was there.
+        """
+        entry = self._entries.get(name)
+        if entry is None or not entry.loaded:
+            return False
+        while entry.loaded:
+            await entry.idle.wait()
+            async with self._changing:
+                if not entry.users:
+                    await self._take_out(entry)
+        return True
+
     @asynccontextmanager
     async def hold(self, names: Iterable[str | None]) -> AsyncIterator[None]:
         """Keep adapters loaded for the length of the block. Takes all or none: two holders never wait for each other.
@@ -120,7 +135,7 @@ class AdapterPool:
     def _entry(self, name: str) -> Entry:
         entry = self._entries.get(name)
         if entry is None:
-            raise AdapterError(f"no adapter {name!r} is loaded", remedy="Load its folder first")
+            raise AdapterError(f"no adapter {name!r} is loaded", remedy="Load it first: POST /v1/engine/adapters")
         return entry
 
     @asynccontextmanager

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from itertools import chain, islice
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -23,6 +21,7 @@ from afdc_server.jobs import request as asked
 from afdc_server.jobs.intake import checked_files
 from afdc_server.jobs.shared import JobEngine
 from afdc_server.ledger import SqlLedger, open_sqlite
+from afdc_server.scratch import scratch_folder
 from afdc_server.service.ids import JOB, new_id
 from afdc_server.service.services import Services
 from afdc_server.store import ParquetStore
@@ -45,13 +44,11 @@ async def preview_job(services: Services, config: RunConfig, inputs: asked.JobIn
 
 
 def _run(services: Services, config: RunConfig, inputs: asked.JobInputs, rows: int) -> Preview:
-    with TemporaryDirectory(prefix="afdc-preview-") as folder:
-        _, checked = checked_files(services, inputs, config, Path(folder))
+    with scratch_folder("afdc-preview-") as folder:
+        _, checked = checked_files(services, inputs, config, folder)
         seeds = _spread(checked.seeds, rows)
         ctx_inputs = JobInputs(job=new_id(JOB), task=checked.task, seeds=seeds)
-        return asyncio.run(
-            _preview(services, _small(config, len(seeds), rows), ctx_inputs, RunLayout(Path(folder)), rows)
-        )
+        return asyncio.run(_preview(services, _small(config, len(seeds), rows), ctx_inputs, RunLayout(folder), rows))
 
 
 async def _preview(services: Services, config: RunConfig, inputs: JobInputs, layout: RunLayout, rows: int) -> Preview:

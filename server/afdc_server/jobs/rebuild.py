@@ -59,20 +59,23 @@ def _is_fold(folder: Path) -> bool:
     return len(parts) == 3 and parts[1].startswith("f") and parts[1][1:].isdigit()
 
 
-def prepare_folder(ledger: SqlLedger, layout: RunLayout, artifacts: ArtifactStore) -> None:
+def prepare_folder(ledger: SqlLedger, layout: RunLayout, artifacts: ArtifactStore) -> bool:
     """Let a job go on from what is finished, or from the beginning where some of that is missing or damaged.
+
+    Returns whether it begins anew.
 
     Raises:
         StorageError: the folder or the artifact store cannot be written.
     """
     reason = find_damage(ledger, layout)
     if not reason:
-        return
+        return False
     locations = published_locations(ledger.get_value(PUBLISHED) or {})
     _remove(layout)  # before the ledger forgets: whoever is killed in between finds the damage again
     ledger.forget(reason)
     for location in locations:
         artifacts.delete(location)
+    return True
 
 
 def find_damage(ledger: SqlLedger, layout: RunLayout) -> str:

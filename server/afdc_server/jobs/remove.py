@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, delete, select
 
+from afdc_server.accounts.store import keep_spent
 from afdc_server.db.schema import adapters, datasets, reviews, service_jobs
 from afdc_server.jobs.rebuild import PUBLISHED, published_locations
 from afdc_server.ledger import schema as ledger
@@ -21,6 +22,8 @@ def delete_job(connection: Connection, tenant: str, job: str) -> list[str]:
     values = ledger.values.c
     ids = connection.execute(select(values.value).where(values.job == job, values.key == PUBLISHED)).scalar()
     locations += [one for one in published_locations(ids or {}) if one not in locations]  # of an end that was cut off
+    row = connection.execute(select(service_jobs.c.usage).where(service_jobs.c.id == job)).first()
+    keep_spent(connection, tenant, row.usage if row is not None else {})
     for table in ledger.metadata.sorted_tables:
         connection.execute(delete(table).where(table.c.job == job))
     connection.execute(delete(service_jobs).where(service_jobs.c.id == job, service_jobs.c.tenant == tenant))

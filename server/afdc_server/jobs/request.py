@@ -47,7 +47,8 @@ def find_inputs(connection: Connection, tenant: str, wanted: JobCreate) -> JobIn
     """Look up every set that the request names.
 
     Raises:
-        NotFoundError: one of them is not there, or of another kind. RequestError: gold of another task, or no reviews where some are named.
+        NotFoundError: one of them is not there, or of another kind.
+        RequestError: gold of another task, or no reviewed row where data sets with reviews are named.
     """
     seeds = get_set(connection, tenant, wanted.seeds, "seeds")
     gold = get_set(connection, tenant, wanted.eval, "gold") if wanted.eval else None
@@ -92,6 +93,8 @@ def resolve_config(
     except ValidationError as exc:
         where, kind, message = first_fault(exc)
         raise _setting_error(where.split("."), kind, message) from exc
+    if config.encoder.model != build_config(wanted.preset, dict(defaults or {})).encoder.model:
+        raise _setting_error(("encoder", "model"), "operator_setting", "encoder.model is set by the server's operator")
     if config.train.rank > config.engine.max_lora_rank:
         limit = config.engine.max_lora_rank
         raise _setting_error(("train", "rank"), "too_large", f"the engine takes adapters of rank {limit} at most")

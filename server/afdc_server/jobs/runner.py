@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -21,20 +20,26 @@ from afdc_pipeline.seams import Health
 from afdc_server.db.open import POSTGRESQL
 from afdc_server.db.schema import service_jobs
 from afdc_server.jobs import store
-from afdc_server.jobs.states import ACTIVE, STOPPING, StateError
+from afdc_server.jobs.states import ACTIVE, STOPPING
 from afdc_server.jobs.sweep import Sweeper
 from afdc_server.jobs.work import Bench, JobThread
-from afdc_server.ledger.events import raise_fence
+from afdc_server.ledger.events import lock_job, raise_fence
 from afdc_server.service.settings import ServerSettings
 
 TURN_S = 1.0
+CANARIES = 5  # tokens asked for in vain, one after the other: an engine that restarts makes one wait and not fail
 DAY_S = 86_400.0
 CLAIMS = 0x61666464  # of PostgreSQL's advisory locks: servers choose their next job one after the other
 log = structlog.get_logger("afdc.runner")
 
 
 class Runner:
-    """The job queue of one server process. `worker` is its name in the leases: instance and process."""
+    """The job queue of one server process.
+
+    Attributes:
+        worker: its name in the leases: instance and process.
+        on_engine_lost: called when the engine was given up, and nothing but a new process brings it back.
+    """
 
     def __init__(self, bench: Bench, settings: ServerSettings, instance: str, told: Callable[[str], None]) -> None:
         self.bench = bench
@@ -42,7 +47,7 @@ class Runner:
         self._settings = settings
         self._instance = instance
         self._told = told
-        self._sweeper = Sweeper(bench.db, bench.artifacts, bench.work)
+        self._sweeper = Sweeper(bench.db, bench.artifacts, settings.data)
         self.worker = f"{instance}:{time.time_ns():x}"
         self._running: dict[str, JobThread] = {}
         self._lock = threading.Lock()
@@ -50,6 +55,8 @@ class Runner:
         self._woken = False
         self._closing = False
         self._engine_died = False
+        self._canaries_lost = 0
+        self.on_engine_lost: Callable[[BaseException], None] = lambda _: None
         self._canary: Future[Health] | None = None
         self._thread = threading.Thread(target=self._run, name="afdc-runner", daemon=True)
 
@@ -127,7 +134,12 @@ class Runner:
         if not self._canary.done():
             return False
         canary, self._canary = self._canary, None
-        self._engine_died = canary.cancelled() or canary.exception() is not None
+        error = EngineDiedError("the engine was closed") if canary.cancelled() else canary.exception()
+        self._engine_died = error is not None
+        self._canaries_lost = self._canaries_lost + 1 if error is not None else 0
+        if error is not None and self._canaries_lost == CANARIES:
+            log.error("the engine is lost", error=str(error))
+            self.on_engine_lost(error)
         return not self._engine_died
 
     def _renew(self) -> None:
@@ -155,8 +167,11 @@ class Runner:
         with self._db.read() as connection:
             expired = list(connection.execute(select(service_jobs.c.id).where(*old)).scalars())
         for job in expired:
-            with suppress(StateError), self._db.write() as connection:  # its owner has woken it up meanwhile
-                store.act(connection, job, "expire")
+            with self._db.write() as connection:
+                lock_job(connection, job)
+                mine = select(service_jobs.c.id).where(service_jobs.c.id == job, *old)
+                if connection.execute(mine).first() is not None:  # its owner has not woken it up meanwhile
+                    store.act(connection, job, "expire")
             self._told(job)
 
     def _release(self, condition: ColumnElement[bool]) -> None:

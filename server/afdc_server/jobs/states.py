@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Literal
 
 from afdc.errors import ConflictError
-from afdc.wire.jobs import JobStatus
+from afdc.wire.jobs import TERMINAL, JobStatus
 
 Action = Literal[
     "claim", "export", "finish", "fail", "stopped", "release", "cancel", "pause", "resume", "retry", "expire"
@@ -60,7 +60,8 @@ def move(status: str, action: Action) -> JobStatus:
     """
     after = MOVES[action].get(status)
     if after is None:
-        allowed = ", ".join(sorted(name for name in ("cancel", "pause", "resume", "retry") if status in MOVES[name]))
+        steps = sorted(name for name in ("cancel", "pause", "resume", "retry") if status in MOVES[name])
+        allowed = ", ".join([*steps, *(["retry with reviews", "delete"] if status in TERMINAL else [])])
         raise StateError(
             f"a job that is {status} cannot take {action!r}", remedy=f"Now possible: {allowed or 'nothing'}"
         )

@@ -22,7 +22,8 @@ from afdc_server.db.schema import adapters, datasets, idempotency, seed_sets, se
 from afdc_server.jobs.rebuild import PUBLISHED, published_locations
 from afdc_server.ledger.schema import values
 from afdc_server.seeds.store import SEEDS
-from afdc_server.service.ids import JOB, is_id
+from afdc_server.service.ids import ADAPTER, JOB, is_id
+from afdc_server.service.settings import CACHE, SERVED, WORK
 
 FIRST_S, EVERY_S = 600.0, 6 * 3600.0
 OLD_S = 24 * 3600.0
@@ -35,15 +36,15 @@ class Sweeper:
     """Sweeps in a thread of its own, ten minutes after the start and then every six hours.
 
     Args:
-        work: folder of the jobs under way; this server alone writes there.
+        data: the data folder, where this server alone writes.
     """
 
     def __init__(
-        self, db: Database, artifacts: ArtifactStore, work: Path, clock: Callable[[], float] = time.time
+        self, db: Database, artifacts: ArtifactStore, data: Path, clock: Callable[[], float] = time.time
     ) -> None:
         self._db = db
         self._artifacts = artifacts
-        self._work = work
+        self._data = data
         self._clock = clock
         self._due = clock() + FIRST_S
 
@@ -60,10 +61,10 @@ class Sweeper:
             log.warning("not swept", error=str(exc), kind=type(exc).__name__)
         else:
             if removed:
-                log.info("leftovers removed", folders=len(removed))
+                log.info("leftovers removed", count=len(removed))
 
     def sweep(self) -> list[str]:
-        """Remove what is old and unknown. Returns the folders.
+        """Remove what is old and unknown. Returns its names.
 
         Raises:
             StorageError: database, store or folder cannot be read or written.
@@ -71,7 +72,8 @@ class Sweeper:
         now = self._clock()
         with self._db.write() as connection:
             connection.execute(delete(idempotency).where(idempotency.c.created_at < now - REPLIES_S))
-        return [*self._sweep_artifacts(now - OLD_S), *self._sweep_work(now - OLD_S)]
+        before = now - OLD_S
+        return [*self._sweep_artifacts(before), *self._sweep_folders(before), *self._sweep_cache(before)]
 
     def _sweep_artifacts(self, before: float) -> Iterator[str]:
         old = [one for kind in KINDS for one in self._artifacts.folders(kind)]
@@ -82,14 +84,29 @@ class Sweeper:
                 self._artifacts.delete(location)
                 yield location
 
-    def _sweep_work(self, before: float) -> Iterator[str]:
+    def _sweep_folders(self, before: float) -> Iterator[str]:
+        """Folders of jobs and copies of adapters that are gone."""
         with self._db.read() as connection:
             jobs = set(connection.execute(select(service_jobs.c.id)).scalars())
-        for folder in sorted(self._work.iterdir()):
-            is_left = folder.name.startswith(".") or (is_id(folder.name, JOB) and folder.name not in jobs)
-            if is_left and folder.is_dir() and folder.stat().st_ctime < before:
-                shutil.rmtree(folder, ignore_errors=True)
-                yield folder.name
+            served = set(connection.execute(select(adapters.c.id)).scalars())
+        for root, prefix, known in ((WORK, JOB, jobs), (SERVED, ADAPTER, served)):
+            for folder in _listed(self._data / root):
+                is_left = folder.name.startswith(".") or (is_id(folder.name, prefix) and folder.name not in known)
+                if is_left and folder.is_dir() and folder.stat().st_ctime < before:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    yield f"{root}/{folder.name}"
+
+    def _sweep_cache(self, before: float) -> Iterator[str]:
+        """Copies of files of a store elsewhere; whoever wants one again fetches it again."""
+        for folder in _listed(self._data / CACHE):
+            for file in _listed(folder):
+                if file.is_file() and file.stat().st_ctime < before:
+                    file.unlink(missing_ok=True)
+                    yield f"{CACHE}/{file.name}"
+
+
+def _listed(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 def _known_locations(connection: Connection) -> set[str]:

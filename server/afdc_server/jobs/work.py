@@ -14,11 +14,23 @@ from typing import Any
 import structlog
 
 from afdc.config import RunConfig
-from afdc.errors import AfdcError, ConflictError, InputError, InterruptedRunError, ModelError, UsageError
+from afdc.errors import (
+    AdapterError,
+    AfdcError,
+    ConflictError,
+    EngineError,
+    InputError,
+    InterruptedRunError,
+    ModelError,
+    StorageError,
+    TrainerError,
+    UsageError,
+)
 from afdc.layout import RunLayout
 from afdc.result import RunResult
 from afdc.wire.jobs import JobCreate
 from afdc_pipeline.seams import Engine
+from afdc_server.accounts.store import keep_spent
 from afdc_server.api.problems import RequestError
 from afdc_server.artifacts import ArtifactStore
 from afdc_server.datasets.publish import (
@@ -56,6 +68,12 @@ from afdc_server.service.errors import NotFoundError
 from afdc_server.service.ids import ADAPTER, DATASET, new_id
 
 USER_ERRORS = (UsageError, InputError, ModelError, RequestError, NotFoundError)
+SERVER_FAULTS = (
+    (StorageError, "the server could not read or write what it keeps"),
+    (EngineError, "the engine did not answer"),
+    (AdapterError, "the engine refused an adapter that the job cannot do without"),
+    (TrainerError, "training failed"),
+)
 STARTS_IN_VAIN = 10
 log = structlog.get_logger("afdc.jobs")
 
@@ -169,11 +187,14 @@ class JobThread(threading.Thread):
         done = await asyncio.to_thread(whole_result, self._layout)
         if done is not None:
             return done
-        await asyncio.to_thread(prepare_folder, ledger, self._layout, self._bench.artifacts)
+        if await asyncio.to_thread(prepare_folder, ledger, self._layout, self._bench.artifacts):
+            with self._bench.db.write() as connection:
+                keep_spent(connection, self.tenant, self._row.usage)
         config = RunConfig.model_validate(self._row.config)
         request, checked = await asyncio.to_thread(self._prepare, config)
         model = self._bench.model()
-        encoder = resolve_encoder(request.config.encoder.model) if needs_encoder(checked, request) else None
+        needed = needs_encoder(checked, request)
+        encoder = await asyncio.to_thread(resolve_encoder, request.config.encoder.model) if needed else None
         self._bench.check_lengths(checked, request, model)
         progress = JobProgress(ledger, self._plan(checked, model, config), self._told)
         parts = self._parts(ledger)
@@ -273,14 +294,18 @@ class JobThread(threading.Thread):
 
 
 def describe_error(exc: Exception) -> dict[str, Any]:
-    """Why a job failed, for its owner. What we did not foresee stays in the log."""
+    """Why a job failed, for its owner. The server's own faults are told in full to its log: their words name hosts,
+    paths and lines of logs."""
+    if isinstance(exc, (*USER_ERRORS, ConflictError)):
+        is_user = not isinstance(exc, ConflictError)
+        category = "user" if is_user else "server"
+        return {"code": exc.code, "message": str(exc)[:4000], "category": category, "retryable": not is_user}
     if isinstance(exc, AfdcError):
-        is_user = isinstance(exc, USER_ERRORS)
-        return {
-            "code": exc.code,
-            "message": str(exc)[:4000],
-            "category": "user" if is_user else "server",
-            "retryable": not is_user,
-        }
-    message = f"an unexpected error ({type(exc).__name__}); the server's log has it"
-    return {"code": "internal", "message": message, "category": "server", "retryable": True}
+        code, what = (
+            exc.code,
+            next((told for kind, told in SERVER_FAULTS if isinstance(exc, kind)), "the server failed"),
+        )
+    else:
+        code, what = "internal", f"an unexpected error ({type(exc).__name__})"
+    message = f"{what}; the operator finds the reason in the server's log"
+    return {"code": code, "message": message, "category": "server", "retryable": True}

@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from sqlalchemy import Connection, Row, delete, insert, select
@@ -16,6 +15,7 @@ from afdc.task import Task
 from afdc.wire.seeds import SeedExample, SeedKind, SeedReport, SeedSet
 from afdc_server.artifacts import ArtifactStore
 from afdc_server.db.schema import seed_sets, service_jobs
+from afdc_server.scratch import scratch_folder
 from afdc_server.seeds.intake import Intake
 from afdc_server.service.errors import missing
 from afdc_server.service.ids import SEED, is_id, new_id
@@ -26,13 +26,13 @@ SEEDS, ROWS_FILE = "seeds", "rows.jsonl"
 def store_rows(artifacts: ArtifactStore, intake: Intake) -> tuple[str, str]:
     """Put the rows into the artifact store. Returns the new set's id and the hash of its content."""
     id = new_id(SEED)
-    with TemporaryDirectory(prefix="afdc-seeds-") as folder:
-        path = Path(folder) / ROWS_FILE
+    with scratch_folder("afdc-seeds-") as folder:
+        path = folder / ROWS_FILE
         with atomic_writer(path) as stream:
             for row in intake.rows:
                 stream.write(json.dumps(row.to_dict(), ensure_ascii=False).encode() + b"\n")
         rows = sha256_file(path)
-        artifacts.publish(Path(folder), location(id))
+        artifacts.publish(folder, location(id))
     task = intake.task.model_dump(mode="json") if intake.task else None
     return id, sha256_bytes(canonical_json([task, rows]))
 
@@ -110,9 +110,8 @@ def is_used(connection: Connection, tenant: str, id: str) -> bool:
 
 def read_rows(artifacts: ArtifactStore, id: str) -> Iterator[SeedExample]:
     """Every stored row, in order; one in memory at a time."""
-    with artifacts.open(location(id), ROWS_FILE) as stream:
-        for line in stream:
-            yield SeedExample.model_validate_json(line)
+    for line in artifacts.lines(location(id), ROWS_FILE):
+        yield SeedExample.model_validate_json(line)
 
 
 def write_examples(path: Path, examples: Iterable[SeedExample], *, labelled: bool = True) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -102,6 +104,8 @@ def create_key(
     """Make an API key without a running server, and print it."""
 
     def body(settings: Any) -> None:
+        from afdc.sdk.core import checked
+        from afdc.wire.keys import KeyCreate
         from afdc_server.accounts.keys import load_secret
         from afdc_server.accounts.store import create_key as create
         from afdc_server.db.database import Database
@@ -109,11 +113,12 @@ def create_key(
         from afdc_server.db.open import open_database
         from afdc_server.service.startup import check_disk
 
+        wanted = checked(KeyCreate, tenant=tenant, scopes=scope or ["read", "jobs"], name=name)
         check_disk(settings)
         database = Database(open_database(settings.database))
         upgrade(database.engine)
         with database.write() as connection:
-            _, key = create(connection, load_secret(settings.secret_path), tenant, scope or ["read", "jobs"], name)
+            _, key = create(connection, load_secret(settings.secret_path), wanted.tenant, wanted.scopes, wanted.name)
         database.close()
         typer.echo(key)
 
@@ -121,8 +126,15 @@ def create_key(
 
 
 def main() -> None:
-    """Entry point."""
-    app()
+    """Entry point. A thread that still answers a request holds nothing up: what counts is on disk."""
+    try:
+        app()
+    except SystemExit as exc:
+        if all(thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+            raise
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exc.code if isinstance(exc.code, int) else 1)
 
 
 if __name__ == "__main__":

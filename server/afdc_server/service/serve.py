@@ -16,6 +16,7 @@ from types import FrameType
 import structlog
 import uvicorn
 
+from afdc.errors import AfdcError, EngineDiedError
 from afdc_pipeline.seams import EngineInfo
 from afdc_server.api.app import build_app
 from afdc_server.api.connections import PatientProtocol
@@ -98,6 +99,13 @@ def serve(services: Services, listener: socket.socket, ready: Callable[[], None]
             services.hub.close_streams()
             server.should_exit = True
 
+    def lost(error: BaseException) -> None:
+        """Without an engine the process ends with an error, so that whoever watches over it starts it again."""
+        failed.append(error if isinstance(error, AfdcError) else EngineDiedError(str(error)))
+        closing()
+        server.should_exit = True
+
+    services.runner.on_engine_lost = lost
     services.engine.host.start().add_done_callback(started)
     try:
         asyncio.run(_serve(server, listener, ready))

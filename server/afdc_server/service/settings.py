@@ -16,6 +16,8 @@ from afdc.task import first_fault
 CONFIG_FILE = "afdc-server.toml"
 ENV_PREFIX = "AFDC_SERVICE_"
 MIB = 1 << 20
+WORK, SERVED, CACHE = "work", "served", "cache"
+"""Folders of the data folder: jobs under way, adapters as the engine loads them, files of a store elsewhere."""
 OPERATORS = ("engine", "model", "preset")
 """Settings of a run that no job of a server may set."""
 
@@ -105,7 +107,7 @@ class ServerSettings(BaseSettings):
     @property
     def work(self) -> Path:
         """Folders of jobs under way: their inputs, chunks, adapters, logs."""
-        return (self.data / "work").resolve()
+        return (self.data / WORK).resolve()
 
     @property
     def is_loopback(self) -> bool:

@@ -28,7 +28,7 @@ from afdc_server.models import ModelRef, detect_device, resolve_model
 from afdc_server.service.instance import Instance, hold_instance
 from afdc_server.service.rates import RateLimit
 from afdc_server.service.services import Services
-from afdc_server.service.settings import ServerSettings
+from afdc_server.service.settings import CACHE, ServerSettings
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _make_services(settings: ServerSettings, parts: HeavyParts, instance: Instan
     _make_folder(settings.work)
     database = Database(open_database(settings.database))
     upgrade(database.engine)
-    artifacts = ArtifactStore(settings.artifact_url, settings.data / "cache")
+    artifacts = ArtifactStore(settings.artifact_url, settings.data / CACHE)
     artifacts.check()
     model = _once(parts.model)
     shared = SharedEngine(EngineHost(lambda: parts.engine(model())), settings.engine.max_loras)
