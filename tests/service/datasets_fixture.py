@@ -22,6 +22,7 @@ from afdc.result import EvalSummary, RunResult
 from afdc.task import Task
 from afdc_server.accounts.store import create_key
 from afdc_server.api import adapters, datasets, problems
+from afdc_server.api.deps import Heavy
 from afdc_server.artifacts import ArtifactStore
 from afdc_server.datasets.publish import insert_adapter, insert_dataset, publish_adapter, publish_dataset
 from afdc_server.db import schema
@@ -247,6 +248,7 @@ async def running(root: Path) -> AsyncIterator[World]:
     problems.install(app)
     app.include_router(datasets.router, prefix="/v1")
     app.include_router(adapters.router, prefix="/v1")
+    app.state.heavy = Heavy()
     app.state.services = SimpleNamespace(
         db=db, artifacts=artifacts, settings=settings, secret=secret, rates=RateLimit(100_000)
     )

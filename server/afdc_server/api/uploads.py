@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from afdc.wire.seeds import OnInvalid, SeedKind, SeedSetCreate
 from afdc_server.api.bodies import JSON, media_type, parse_json, unread
 from afdc_server.api.deps import Heavy
 from afdc_server.api.problems import validation_error
+from afdc_server.scratch import scratch_folder
 from afdc_server.seeds.intake import Intake, check_wording, records_of, take_in, take_in_texts
 from afdc_server.service.services import Services
 from afdc_server.service.settings import ServerSettings
@@ -136,10 +136,8 @@ async def _spooled(request: Request, settings: ServerSettings, suffix: str) -> A
     Raises:
         StorageError: the disk is full.
     """
-    root = settings.data / SPOOL
-    root.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root, ignore_cleanup_errors=True) as folder:
-        path = Path(folder) / f"body{suffix}"
+    with scratch_folder("upload-", settings.data / SPOOL) as folder:
+        path = folder / f"body{suffix}"
         with path.open("wb") as stream:
             async for piece in request.stream():
                 with _kept():
