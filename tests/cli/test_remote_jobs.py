@@ -218,8 +218,13 @@ def test_review_sends_label_studios_export_once(remote: Remote, world: World) ->
     annotation = {"id": 1, "was_cancelled": False, "result": [chosen]}
     Path("done.json").write_text(json.dumps([{**task, "id": 1, "annotations": [annotation]}]))
     code, out, err = remote("review", job, "done.json")
-    assert (code, "version 2:" in err, "1 reviewed" in err) == (0, True, True), err
-    assert remote("review", job, "done.json")[1] == out
+    assert (code, "version 2, made from" in err, "1 reviewed" in err) == (0, True, True), err
+    dataset = json.loads(remote("jobs", job, "--json")[1])["dataset"]
+    assert remote("review", dataset, "done.json")[1] == out
+    assert "version 3, made from" in remote("review", job, "done.json")[2]
+    assert Path("tasks.json.xml").read_text().startswith("<View")
+    code, folder, err = remote("pull", out.strip(), "--out", "reviewed")
+    assert (code, Path(folder.strip()).joinpath("data").is_dir()) == (0, True), err
     code, _, err = remote("review", job, "nowhere.json")
     assert code != 0
     assert "nowhere.json" in err

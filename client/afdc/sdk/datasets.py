@@ -99,7 +99,7 @@ class Datasets(Face[S]):
     async def review_file(self, id: str, path: str | Path) -> DatasetHandle[S]:
         """`reviews` out of a file: the JSON that Label Studio exports, or `{"reviews": [...]}`.
 
-        The same file makes the same version once, however often it is sent.
+        The same file makes one version of a version, however often it is sent.
 
         Raises:
             InputError: the file cannot be read.
@@ -239,12 +239,12 @@ async def send_reviews(
 
 
 async def send_review_file(sender: Sender, id: str, path: str | Path) -> Dataset:
-    """`POST /datasets/{id}/reviews` with the bytes of a file, under a key that is theirs."""
+    """`POST /datasets/{id}/reviews` with the bytes of a file, under a key that is theirs and the data set's."""
     try:
         content = await sender.offload(user_path(path).read_bytes)
     except OSError as exc:
         raise InputError(f"{path}: {exc.strerror}", remedy="Name the file that was exported") from exc
-    call = post(reply_as(Dataset), route("datasets", id, "reviews"), key=f"file-{sha256_bytes(content)}")
+    call = post(reply_as(Dataset), route("datasets", id, "reviews"), key=f"file-{sha256_bytes(content)}-{id}")
     headers = {**call.headers, "Content-Type": "application/json"}
     return await send(sender, replace(call, content=content, headers=headers))
 
