@@ -9,7 +9,7 @@ GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
 MARKS := not slow$(if $(GPU),, and not gpu)
 # Tests of several files at once; on a GPU one after the other, because each file's engine takes memory for itself.
 WORKERS := $(if $(GPU),0,2)
-PYTEST := $(VENV)/python -m pytest -n $(WORKERS) --dist loadgroup
+PYTEST := $(VENV)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run serve test test-all lint format types wheel check setup-bench clean

@@ -14,12 +14,6 @@ from afdc_server.models import ModelRef, resolve_model
 ENGINE_CONFIG = EngineConfig(device="cpu", dtype="float32", max_model_len=512, max_loras=3, max_lora_rank=16)
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Which tests stay together where several processes share the work: those of the engine, and those of a file."""
-    shared = "engine" if "engine" in getattr(item, "fixturenames", ()) else item.nodeid.partition("::")[0]
-    item.add_marker(pytest.mark.xdist_group(shared))
-
-
 @pytest.fixture(scope="session")
 def model() -> ModelRef:
     """The packaged SmolLM2-135M-Instruct."""
