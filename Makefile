@@ -7,8 +7,8 @@ MODEL :=
 ARGS :=
 GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
 MARKS := not slow$(if $(GPU),, and not gpu)
-# Tests of several files at once; on a GPU one after the other, because each file's engine takes memory for itself.
-WORKERS := $(if $(GPU),0,2)
+# Tests of two files at once where there is memory for two engines, and never on a GPU.
+WORKERS := $(if $(GPU),0,$(shell awk '/^MemTotal/ {print ($$2 > 2e7) ? 2 : 0}' /proc/meminfo))
 PYTEST := $(VENV)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
