@@ -9,7 +9,7 @@ GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
 MARKS := not slow$(if $(GPU),, and not gpu)
 # Tests of two files at once where there is memory for two engines, and never on a GPU.
 WORKERS := $(if $(GPU),0,$(shell awk '/^MemTotal/ {print ($$2 > 2e7) ? 2 : 0}' /proc/meminfo))
-PYTEST := $(VENV)/python -m pytest -n $(WORKERS) --dist loadfile
+PYTEST := $(VENV)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run serve test test-all lint format types wheel check setup-bench clean

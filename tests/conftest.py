@@ -14,6 +14,15 @@ from afdc_server.models import ModelRef, resolve_model
 ENGINE_CONFIG = EngineConfig(device="cpu", dtype="float32", max_model_len=512, max_loras=3, max_lora_rank=16)
 
 
+LONGEST = ("tests/test_end_to_end.py", "tests/service/test_real.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take minutes by themselves begin, so that no process is left with one of them at the end."""
+    rank = {file: place for place, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
+
+
 @pytest.fixture(scope="session")
 def model() -> ModelRef:
     """The packaged SmolLM2-135M-Instruct."""
