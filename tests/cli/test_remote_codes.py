@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from afdc.errors import EngineError
+from afdc.errors import ModelError
 from tests.cli.remote_world import SUBMIT, Remote, write_inputs
 from tests.service.world import SlottedEngine, World, finished, running, wait_for
 
@@ -111,7 +111,7 @@ def test_a_conflict_is_5(remote: Remote, world: World) -> None:
 def test_a_job_that_fails_is_6_and_shows_why(folder: Path, tmp_path: Path) -> None:
     def fail(what: str) -> None:
         if what.startswith("generate"):
-            raise EngineError("the engine has had \x1b[31menough")
+            raise ModelError("the model has had \x1b[31menough")
 
     with running(tmp_path / "failing", SlottedEngine(on_call=fail)) as failing:
         environ = {**os.environ, "AFDC_SERVER": failing.address, "AFDC_API_KEY": failing.key()}
@@ -120,9 +120,9 @@ def test_a_job_that_fails_is_6_and_shows_why(folder: Path, tmp_path: Path) -> No
     job = found.stdout.split()[0]
     assert found.returncode == 6
     assert "✗ generate variants" in found.stderr
-    assert "failed: the engine has had \ufffd[31menough" in found.stderr
-    assert f"afdc retry {job}" in found.stderr
-    assert "error      the engine has had" in found.stdout
+    assert f"job {job} failed: the model has had \ufffd[31menough" in found.stderr
+    assert "Change what was asked for, and submit it as a new job" in found.stderr
+    assert "error      the model has had" in found.stdout
     assert "\x1b" not in found.stdout + found.stderr
 
 

@@ -97,10 +97,11 @@ def _store(services: Services, caller: Caller, upload: Upload, key: str | None) 
 
 
 def _insert(services: Services, caller: Caller, upload: Upload, once: Once) -> Response:
-    """Rows first, then the word that they are there. Where that was refused for certain, the rows go again; where it is
-    not known whether it was heard, they stay, and are swept if it was not."""
+    """Rows first, then the word that they are there. Where that was refused for certain, the rows go again; where a
+    commit was not answered it may have been heard: they stay, and are swept if it was not."""
     intake, wanted = upload.intake, upload.wanted
     id, sha256 = store.store_rows(services.artifacts, intake)
+    committing = False
     try:
         with services.db.write() as connection:
             made = store.insert_set(
@@ -113,9 +114,12 @@ def _insert(services: Services, caller: Caller, upload: Upload, once: Once) -> R
                 name=wanted.name,
                 meta=wanted.metadata,
             )
-            return keep_reply(connection, once, 201, made.model_dump_json(), f"/v1/seeds/{id}")
-    except ConflictError:
-        services.artifacts.delete(store.location(id))
+            reply = keep_reply(connection, once, 201, made.model_dump_json(), f"/v1/seeds/{id}")
+            committing = True
+        return reply
+    except Exception as exc:
+        if not committing or isinstance(exc, ConflictError):
+            services.artifacts.delete(store.location(id))
         raise
 
 
