@@ -215,3 +215,13 @@ def test_json_holds_nothing_that_a_terminal_obeys() -> None:
     assert json.loads(text) == value
     assert not set(text) & set("\x1b\x07\u009b\u202e\u2029")
     assert "déjà 配送" in text
+
+
+def test_a_narrow_table_keeps_ids_whole_and_names_in_sight() -> None:
+    rows = [{"id": "key_0123456789", "name": "the laptop of ada", "created": "2026-01-01 10:00", "last used": "3 d"}]
+    shown = Console(width=30, file=io.StringIO(), force_terminal=True, color_system=None)
+    print_table(shown, rows, "name")
+    text = shown.file.getvalue()  # type: ignore[attr-defined]
+    assert "key_0123456789" in text
+    assert "the lap" in text
+    assert "2026" not in text

@@ -89,15 +89,13 @@ def print_table(console: Console, rows: Sequence[Mapping[str, str]], name: str) 
 
 def _fitting(rows: Sequence[Mapping[str, str]], name: str, width: int) -> dict[str, int]:
     """Columns with their widths: from the last one on those fall out that leave the first, an id, too little room."""
-    first, *rest = rows[0] if rows else ("",)
-    widths = {
-        column: max(cell_len(column), *(cell_len(row[column]) for row in rows)) for column in (first, *rest) if rows
-    }
+    columns = list(rows[0]) if rows else []
+    widths = {column: max(cell_len(column), *(cell_len(row[column]) for row in rows)) for column in columns}
     if name in widths:
         widths[name] = min(widths[name], NAME_WIDTH)
-    for column in reversed([column for column in rest if column != name] + [name] * (name in rest)):
+    for column in [*(column for column in reversed(columns[1:]) if column != name), name]:
         if sum(widths.values()) + len(widths) - 1 > width:
-            del widths[column]
+            widths.pop(column, None)
     return widths
 
 
