@@ -75,7 +75,7 @@ class Found:
 
 def serve(data: Path) -> None:
     """The server process: prints its address and key, then serves until it is ended."""
-    from afdc_server.heap import CalmCollector
+    from afdc_server.heap import calm_collection
     from afdc_server.service.startup import raise_file_limit
     from tests.service.world import SlottedEngine, World, fake_parts, make_settings
 
@@ -83,10 +83,10 @@ def serve(data: Path) -> None:
     limits = {"tenant_jobs": 1_000_000, "queued_jobs": 1_000_000, "requests_per_minute": 10_000_000}
     world = World(make_settings(data, limits=limits), fake_parts(SlottedEngine()))
     world.start(with_runner=False)
-    CalmCollector().start()
-    print(json.dumps({"address": world.address, "key": world.key()}), flush=True)
-    while True:
-        time.sleep(3600)
+    with calm_collection():
+        print(json.dumps({"address": world.address, "key": world.key()}), flush=True)
+        while True:
+            time.sleep(3600)
 
 
 def rss_mib(pid: int) -> float:

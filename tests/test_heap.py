@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from afdc_server.heap import THAW_EVERY_S, CalmCollector
+from afdc_server.heap import THAW_EVERY_S, calm_collection
 
 
 class Node:
@@ -30,10 +30,8 @@ class Clock:
 @pytest.fixture
 def clock() -> Iterator[Clock]:
     clock = Clock()
-    collector = CalmCollector(clock)
-    collector.start()
-    yield clock
-    collector.stop()
+    with calm_collection(clock):
+        yield clock
 
 
 def test_a_full_collection_freezes_what_survives_it(clock: Clock) -> None:
@@ -64,9 +62,8 @@ def test_frozen_cycles_die_within_the_hour(clock: Clock) -> None:
 
 
 def test_the_end_gives_everything_back() -> None:
-    collector = CalmCollector()
     before = len(gc.callbacks)
-    collector.start()
-    collector.stop()
+    with calm_collection():
+        assert len(gc.callbacks) == before + 1
     assert len(gc.callbacks) == before
     assert gc.get_freeze_count() == 0

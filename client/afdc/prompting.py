@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, Protocol
 
 from afdc.errors import InputError, ModelError
 from afdc.files import canonical_json, sha256_bytes
 from afdc.task import Task, normalise_text
-from afdc.vocabulary import encode_data, leading_markup
+from afdc.vocabulary import begin_ids, encode_data, leading_markup
 
 SENTINEL = "\u2402AFDC{}\u2403"
 LISTED_LABELS = 128
@@ -77,13 +77,7 @@ def encode_markup(tokenizer: Tokenizer, text: str) -> list[int]:
 
 def encode_continuation(tokenizer: Tokenizer, text: str) -> list[int]:
     """Token ids of raw text to continue: the begin token, where the model has one of its own, then plain text."""
-    return [*_begin_ids(tokenizer), *encode_plain(tokenizer, text)]
-
-
-@lru_cache(maxsize=8)
-def _begin_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
-    start = tuple(tokenizer("", add_special_tokens=True)["input_ids"])
-    return start[:1] if start and start[0] == tokenizer.bos_token_id else ()
+    return [*begin_ids(tokenizer), *encode_plain(tokenizer, text)]
 
 
 def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
@@ -99,7 +93,7 @@ class _Piece:
 
 def _encode_pieces(tokenizer: Tokenizer, pieces: Sequence[_Piece]) -> list[int]:
     """Ids of a prompt from its start; a chat template writes the begin token itself."""
-    ids = [] if tokenizer.chat_template else [*_begin_ids(tokenizer)]
+    ids = [] if tokenizer.chat_template else [*begin_ids(tokenizer)]
     for piece in pieces:
         ids += encode_plain(tokenizer, piece.text) if piece.is_data else encode_markup(tokenizer, piece.text)
     return ids

@@ -47,6 +47,13 @@ def _plain_twin(tokenizer: Any) -> Any:
     return twin
 
 
+@lru_cache(maxsize=8)
+def begin_ids(tokenizer: Any) -> tuple[int, ...]:
+    """Id of the token that the model's texts begin with; none where it has no such token of its own."""
+    start = tuple(tokenizer("", add_special_tokens=True)["input_ids"])
+    return start[:1] if start and start[0] == tokenizer.bos_token_id else ()
+
+
 def encode_data(tokenizer: Any, text: str) -> list[int]:
     """Token ids of `text` with nothing added and every markup token read as ordinary characters.
 

@@ -66,14 +66,8 @@ class ArtifactStore:
         return listed
 
     def _copy(self, folder: Path, target: Path) -> None:
-        temporary = _temporary(target)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with _publishing(target) as temporary:
             shutil.copytree(folder, temporary)
-            publish_folder(temporary, target)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
 
     def local(self, location: str, file: StoredFile) -> Path:
         """A path on this machine with the file's content: the file itself, or a copy that was checked.
@@ -97,16 +91,11 @@ class ArtifactStore:
         if self.is_local:
             return Path(self._path(location))
         if not target.exists():
-            temporary = _temporary(target)
-            try:
+            with _publishing(target) as temporary:
                 for file in files:
                     place = temporary / inside(file.path)
                     place.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(self.local(location, file), place)
-                publish_folder(temporary, target)
-            except BaseException:
-                shutil.rmtree(temporary, ignore_errors=True)
-                raise
         return target
 
     def open(self, location: str, path: str, start: int = 0) -> BinaryIO:
@@ -157,9 +146,16 @@ class ArtifactStore:
         return f"{self._root}/{inside(location)}"
 
 
-def _temporary(target: Path) -> Path:
-    """A place beside `target` that no other process or thread writes to."""
-    return target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+@contextmanager
+def _publishing(target: Path) -> Iterator[Path]:
+    """A folder to make beside `target`, where nobody else writes; it becomes `target` after the block."""
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        publish_folder(temporary, target)
+    except BaseException:  # whatever it was, no half of a folder stays
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def inside(path: str) -> PurePosixPath:

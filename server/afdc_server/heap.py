@@ -18,39 +18,26 @@ FULL = 2
 THAW_EVERY_S = 3600.0
 
 
-class CalmCollector:
-    """Installs itself with `start`, for the whole process; `stop` gives the collector back as it was."""
+@contextmanager
+def calm_collection(clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
+    """Collect so for the length of the block, in the whole process. What is there now is frozen with its garbage, which
+    goes in an hour."""
+    thawed = clock()
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._thawed = clock()
-
-    def start(self) -> None:
-        """Freeze what there is now: modules, the app, the engine's client. What of it is garbage goes in an hour."""
-        gc.freeze()
-        gc.callbacks.append(self._on_collection)
-
-    def stop(self) -> None:
-        """Undo `start`."""
-        gc.callbacks.remove(self._on_collection)
-        gc.unfreeze()
-
-    def _on_collection(self, phase: str, info: dict[str, Any]) -> None:
+    def on_collection(phase: str, info: dict[str, Any]) -> None:
+        nonlocal thawed
         if info["generation"] != FULL:
             return
         if phase == "stop":
             gc.freeze()
-        elif self._clock() - self._thawed >= THAW_EVERY_S:
-            self._thawed = self._clock()
+        elif clock() - thawed >= THAW_EVERY_S:
+            thawed = clock()
             gc.unfreeze()
 
-
-@contextmanager
-def calm_collection() -> Iterator[None]:
-    """A CalmCollector for the length of the block."""
-    collector = CalmCollector()
-    collector.start()
+    gc.freeze()
+    gc.callbacks.append(on_collection)
     try:
         yield
     finally:
-        collector.stop()
+        gc.callbacks.remove(on_collection)
+        gc.unfreeze()

@@ -19,6 +19,7 @@ import pytest
 from afdc.files import sha256_file
 from afdc.sdk.client import AsyncClient, Client
 from afdc_server.api import events as api_events
+from afdc_server.jobs.hub import EventHub
 from afdc_server.ledger.events import append_event
 from tests.service.proxy import Cut, FaultProxy, Plan, always, first, proxied
 from tests.service.world import SETTINGS, World, events_of, finished, post_job, post_seeds, running, seed_body, wait_for
@@ -260,17 +261,21 @@ def test_a_long_history_is_told_without_waiting_for_the_poll(
         assert seen == list(range(1, total + 1))
 
 
-def test_watchers_who_have_seen_everything_share_the_look_at_what_is_new(tmp_path: Path) -> None:
-    with running(tmp_path) as world, world.client() as client:
-        job = post_job(client, post_seeds(client))["id"]
-        last = len(events_of(client, job))
-        finished(client, job)
-        hub, asked = world.services.hub, []
-        real = hub._query
-        hub._query = lambda job, after: asked.append(after) or real(job, after)  # type: ignore[method-assign, func-returns-value]
-        with Client(world.address, world.key()) as reader:
-            for _ in range(3):
-                assert next(one.id for one in reader.jobs.stream(job, after=last)) == last + 1
+async def test_watchers_who_have_seen_everything_share_the_look_at_what_is_new(done: Done) -> None:
+    hub, last = EventHub(done.world.services.db), done.events[-2]["id"]
+    asked: list[int] = []
+    real = hub._query
+
+    def query(job: str, after: int) -> Any:
+        asked.append(after)
+        return real(job, after)
+
+    hub._query = query  # type: ignore[method-assign]
+    with hub.watch(done.job) as channel:
+        channel.last, channel.stale = last, True
+        found = await asyncio.gather(*(hub.read(channel, done.job, last) for _ in range(20)))
+    assert [[event.id for event in one] for one in found] == [[last + 1]] * 20
+    assert asked == [last]
 
 
 @pytest.mark.parametrize("beyond", [0, 100_000])

@@ -20,7 +20,7 @@ from afdc.training import TrainJob, TrainResult
 from afdc_pipeline.seams import Generated, GenerateRequest, Health, Progress, Scores
 from afdc_server.db.schema import service_jobs
 from afdc_server.jobs import store
-from afdc_server.jobs.work import describe_error
+from afdc_server.jobs.failures import describe_error
 from afdc_server.ledger.schema import stages
 from afdc_server.service.wiring import HeavyParts
 from tests.fakes.trainer import FakeTrainer

@@ -15,9 +15,12 @@ from afdc.cli.watch import Stage
 from afdc.errors import ConflictError, UsageError
 from afdc.files import user_path
 from afdc.layout import RunLayout
+from afdc.sdk.adapters import AdapterHandle
 from afdc.sdk.client import Client
+from afdc.sdk.datasets import DatasetHandle
 from afdc.sdk.exceptions import NotReadyError
 from afdc.sdk.job_handle import await_remedy
+from afdc.sdk.sending import SyncSender
 from afdc.wire.datasets import ExportFormat, Split, StoredFile
 
 UNFINISHED = ".part"
@@ -29,17 +32,9 @@ def pull_command(flags: ServerFlags, id: str, out: Path | None, adapter: bool | 
     Raises:
         AfdcError: the job has not made it yet, the folder holds something else, or what arrives is not what was listed.
     """
-    if id.startswith("ds_"):
-        _pull_dataset(flags, id, out, as_json=as_json)
-        return
     with connect(flags) as client, LiveProgress(message_console()) as progress:
-        handle = client.jobs.get(id)
-        layout = RunLayout(
-            user_path(out) if out is not None else Path(id)
-        )  # not the id of the reply, which may be any path
-        dataset = handle.dataset()
-        wants_adapter = adapter if adapter is not None else handle.job.adapter is not None
-        made = handle.adapter() if wants_adapter else None
+        layout = RunLayout(user_path(out) if out is not None else Path(id))  # not the reply's id, which may be any path
+        dataset, made = _made(client, id, adapter)
         check_folder(layout.dataset, dataset.dataset.files)
         if made is not None:
             check_folder(layout.adapter, made.adapter.files)
@@ -49,26 +44,22 @@ def pull_command(flags: ServerFlags, id: str, out: Path | None, adapter: bool | 
     if as_json:
         taken = {"id": dataset.id, "path": str(layout.dataset), "rows": dataset.dataset.rows}
         tuned = None if made is None else {"id": made.id, "path": str(layout.adapter)}
-        print_json({"job": handle.id, "dataset": taken, "adapter": tuned})
+        print_json({"job": dataset.dataset.job, "dataset": taken, "adapter": tuned})
     else:
-        paths = [layout.dataset, *([layout.adapter] if made is not None else [])]
-        for path in paths:
+        for path in [layout.dataset, *([layout.adapter] if made is not None else [])]:
             sys.stdout.write(f"{path}\n")
         message_console().print(f"{dataset.dataset.rows:,} rows", soft_wrap=True)
 
 
-def _pull_dataset(flags: ServerFlags, id: str, out: Path | None, *, as_json: bool) -> None:
-    with connect(flags) as client, LiveProgress(message_console()) as progress:
-        handle = client.datasets.get(id)
-        layout = RunLayout(user_path(out) if out is not None else Path(id))
-        check_folder(layout.dataset, handle.dataset.files)
-        fetch(progress, "download data set", handle.download, handle.dataset.files, layout.dataset)
-    if as_json:
-        taken = {"id": handle.id, "path": str(layout.dataset), "rows": handle.dataset.rows}
-        print_json({"job": handle.dataset.job, "dataset": taken, "adapter": None})
-    else:
-        sys.stdout.write(f"{layout.dataset}\n")
-        message_console().print(f"{handle.dataset.rows:,} rows", soft_wrap=True)
+def _made(
+    client: Client, id: str, adapter: bool | None
+) -> tuple[DatasetHandle[SyncSender], AdapterHandle[SyncSender] | None]:
+    """Handles of a data set and, for the id of a job, of the adapter if that is wanted."""
+    if id.startswith("ds_"):
+        return client.datasets.get(id), None
+    job = client.jobs.get(id)
+    wants_adapter = adapter if adapter is not None else job.job.adapter is not None
+    return job.dataset(), job.adapter() if wants_adapter else None
 
 
 def check_folder(folder: Path, files: Sequence[StoredFile]) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, cast
 
 from afdc.errors import InputError, UsageError
 from afdc.files import sha256_bytes, user_path
-from afdc.sdk.core import Call, Params, checked, get, no_body, parse_text, post, reply_as, route
+from afdc.sdk.core import IDEMPOTENCY_KEY, Call, Params, checked, get, no_body, parse_text, post, reply_as, route
 from afdc.sdk.downloads import EXPORT_PATIENCE_S, download_export, download_folder
 from afdc.sdk.faces import Face, S, feed, operation
 from afdc.sdk.frames import Table, cache_folder, read_datasets, read_pandas, table_pattern
@@ -244,9 +243,9 @@ async def send_review_file(sender: Sender, id: str, path: str | Path) -> Dataset
         content = await sender.offload(user_path(path).read_bytes)
     except OSError as exc:
         raise InputError(f"{path}: {exc.strerror}", remedy="Name the file that was exported") from exc
-    call = post(reply_as(Dataset), route("datasets", id, "reviews"), key=f"file-{sha256_bytes(content)}-{id}")
-    headers = {**call.headers, "Content-Type": "application/json"}
-    return await send(sender, replace(call, content=content, headers=headers))
+    headers = {"Content-Type": "application/json", IDEMPOTENCY_KEY: f"file-{sha256_bytes(content)}-{id}"}
+    path = route("datasets", id, "reviews")
+    return await send(sender, Call("POST", path, reply_as(Dataset), (), content, headers, idempotent=True))
 
 
 async def load_table(

@@ -46,7 +46,7 @@ class StoredKey:
 def ensure_tenant(connection: Connection, tenant: str) -> None:
     """Make the tenant where there is none of this name."""
     if connection.execute(select(tenants.c.id).where(tenants.c.id == tenant)).first() is None:
-        connection.execute(insert(tenants).values(id=tenant, limits={}, spent_tokens=0, created_at=time.time()))
+        connection.execute(insert(tenants).values(id=tenant, limits={}, created_at=time.time()))
 
 
 def create_key(

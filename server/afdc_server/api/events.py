@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Response
@@ -129,22 +128,17 @@ class EventStream(Response):
             gone.cancel()
 
     async def _follow(self, channel: Channel, send: Send, gone: asyncio.Future[None]) -> None:
-        looked = False
         while not gone.done() and not self._hub.closing:
             wake = channel.wake
             found = await self._hub.read(channel, self._job, self._after)
-            if not found and not looked:  # whoever comes back behind the job's last event waits for nothing
-                looked = True
-                newest, kind = await self._hub.newest(self._job)
-                if newest <= self._after and kind in TERMINAL_EVENTS:
-                    return
-                continue  # what came meanwhile
             if found:
                 await self._write(send, b"".join(map(frame, found)))
                 self._after = found[-1].id
-                if _is_end(found):
+                if _is_end(found[-1].kind):
                     return
                 continue
+            if _is_end(channel.kind):  # whoever comes back behind the job's last event waits for nothing
+                return
             if not await _woken(wake, gone):
                 await self._write(send, PING)
 
@@ -154,9 +148,9 @@ class EventStream(Response):
             await send(message)
 
 
-def _is_end(found: Sequence[StoredEvent]) -> bool:
-    """Whether the job has come to its end; a retry would add events behind it."""
-    return found[-1].kind in TERMINAL_EVENTS
+def _is_end(kind: str) -> bool:
+    """Whether a job whose last event is of this kind has come to its end; a retry would add events behind it."""
+    return kind in TERMINAL_EVENTS
 
 
 async def _woken(wake: asyncio.Future[None], gone: asyncio.Future[None]) -> bool:

@@ -26,6 +26,7 @@ POLL_S = 2.0
 RING = 256
 PAGE = 200
 IDS_A_QUERY = 500
+UNSEEN = -1
 log = structlog.get_logger("afdc.hub")
 
 
@@ -34,11 +35,13 @@ class Channel:
     """A watched job: its latest events without a gap, who watches, and what they wait on.
 
     Attributes:
-        last: id of the last event that is known, the ring's last if that has any; None before the first look.
+        last: id of the last event that is known, the ring's last if that has any; UNSEEN before the first look.
+        kind: of that event.
         stale: something may have been committed behind it.
     """
 
-    last: int | None = None
+    last: int = UNSEEN
+    kind: str = ""
     ring: deque[StoredEvent] = field(default_factory=lambda: deque(maxlen=RING))
     watchers: int = 0
     wake: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
@@ -113,11 +116,11 @@ class EventHub:
     async def read(self, channel: Channel, job: str, after: int) -> Sequence[StoredEvent]:
         """Events behind `after`, at most a page; all watchers that wait for the same ones share one query."""
         async with channel.reading:
-            if channel.last is None:
+            if channel.last == UNSEEN:
                 channel.stale = False
-                channel.last = (await run_in_threadpool(self._last_ids, [job])).get(job, 0)
+                channel.last, channel.kind = await run_in_threadpool(self._newest, job)
             elif channel.stale and after >= channel.last:
-                await self._refresh(channel, job, channel.last)
+                await self._refresh(channel, job)
             if after >= channel.last:
                 return []
             oldest = channel.ring[0].id if channel.ring else channel.last + 1
@@ -125,18 +128,16 @@ class EventHub:
                 return await run_in_threadpool(self._query, job, after)
         return [event for event in channel.ring if event.id > after][:PAGE]
 
-    async def _refresh(self, channel: Channel, job: str, last: int) -> None:
+    async def _refresh(self, channel: Channel, job: str) -> None:
         channel.stale = False  # before the query: what is committed meanwhile sets it again
-        found = await run_in_threadpool(self._query, job, last)
+        found = await run_in_threadpool(self._query, job, channel.last)
         channel.ring.extend(found)
-        channel.last = found[-1].id if found else last
+        if found:
+            channel.last, channel.kind = found[-1].id, found[-1].kind
         channel.stale |= len(found) == PAGE
 
-    async def newest(self, job: str) -> tuple[int, str]:
-        """Id and kind of the job's last event; 0 and "" for none."""
-        return await run_in_threadpool(self._newest, job)
-
     def _newest(self, job: str) -> tuple[int, str]:
+        """Id and kind of the job's last event; 0 and "" for none."""
         query = select(events.c.id, events.c.kind).where(events.c.job == job).order_by(events.c.id.desc()).limit(1)
         with self._db.read() as connection:
             row = connection.execute(query).first()
@@ -155,7 +156,7 @@ class EventHub:
                 log.warning("watched jobs not looked at", error=str(exc))
 
     async def _look(self) -> None:
-        watched = {job: channel.last for job, channel in self._channels.items() if channel.last is not None}
+        watched = {job: channel.last for job, channel in self._channels.items() if channel.last != UNSEEN}
         for job, last in (await run_in_threadpool(self._last_ids, list(watched))).items():
             if last > watched[job]:
                 self._wake(job)

@@ -61,15 +61,11 @@ class JobProgress:
         self._written = time.monotonic()
         seconds = self._ledger.seconds()
         share = self._fraction(stage for _, stage in seconds)
-        progress = {
-            "fraction": round(share, 4),
-            "eta_seconds": eta_seconds(share, self._written - self._started),
-            "counts": self._shown(),
-        }
+        reached = {"fraction": round(share, 4), "eta_seconds": eta_seconds(share, self._written - self._started)}
+        progress = {**reached, "counts": self._shown()}
         values: dict[str, Any] = {"progress": progress, "usage": _usage(self._ledger.totals(), seconds)}
         if self._key is not None:
             values |= {"stage": self._key.stage, "round": self._key.round}
-        reached = {"fraction": progress["fraction"], "eta_seconds": progress["eta_seconds"]}
         with self._ledger.transaction() as connection:
             store.change(connection, self._ledger.job, **values)
             append_event(connection, self._ledger.job, kind, {**payload, **reached})

@@ -22,9 +22,9 @@ def delete_job(connection: Connection, tenant: str, job: str) -> list[str]:
     values = ledger.values.c
     ids = connection.execute(select(values.value).where(values.job == job, values.key == PUBLISHED)).scalar()
     locations += [one for one in published_locations(ids or {}) if one not in locations]  # of an end that was cut off
-    row = connection.execute(select(service_jobs.c.usage).where(service_jobs.c.id == job)).first()
-    keep_spent(connection, tenant, row.usage if row is not None else {})
+    mine = (service_jobs.c.id == job, service_jobs.c.tenant == tenant)
+    keep_spent(connection, tenant, connection.execute(select(service_jobs.c.usage).where(*mine)).scalar() or {})
     for table in ledger.metadata.sorted_tables:
         connection.execute(delete(table).where(table.c.job == job))
-    connection.execute(delete(service_jobs).where(service_jobs.c.id == job, service_jobs.c.tenant == tenant))
+    connection.execute(delete(service_jobs).where(*mine))
     return locations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,9 +71,7 @@ def _check_labels(pointer: str, labels: set[str], task: Task) -> None:
         raise RequestError(message, [Fault(pointer=pointer, code="unknown_label", message=message)])
 
 
-def resolve_config(
-    wanted: JobCreate, model: str, engine: EngineConfig, defaults: Mapping[str, Any] | None = None
-) -> RunConfig:
+def resolve_config(wanted: JobCreate, model: str, engine: EngineConfig, defaults: dict[str, Any]) -> RunConfig:
     """Every setting of the job: preset, the operator's `defaults`, the request's, and the operator's model and engine.
 
     Raises:
@@ -89,11 +87,11 @@ def resolve_config(
         )
     try:
         operator = {"model": model, "engine": engine.model_dump()}
-        config = build_config(wanted.preset, dict(defaults or {}), wanted.settings, operator)
+        config = build_config(wanted.preset, defaults, wanted.settings, operator)
     except ValidationError as exc:
         where, kind, message = first_fault(exc)
         raise _setting_error(where.split("."), kind, message) from exc
-    if config.encoder.model != build_config(wanted.preset, dict(defaults or {})).encoder.model:
+    if config.encoder.model != build_config(wanted.preset, defaults).encoder.model:
         raise _setting_error(("encoder", "model"), "operator_setting", "encoder.model is set by the server's operator")
     if config.train.rank > config.engine.max_lora_rank:
         limit = config.engine.max_lora_rank

@@ -163,14 +163,15 @@ class Runner:
         """Give jobs whose lease has run out back to the queue, and let forgotten ones expire."""
         self._release(service_jobs.c.lease_until < time.time())
         limit = time.time() - self._settings.paused_days * DAY_S
-        old = (service_jobs.c.status == "paused", service_jobs.c.updated_at < limit)
+        query = select(service_jobs.c.id).where(service_jobs.c.status == "paused", service_jobs.c.updated_at < limit)
         with self._db.read() as connection:
-            expired = list(connection.execute(select(service_jobs.c.id).where(*old)).scalars())
+            expired = list(connection.execute(query).scalars())
         for job in expired:
             with self._db.write() as connection:
                 lock_job(connection, job)
-                mine = select(service_jobs.c.id).where(service_jobs.c.id == job, *old)
-                if connection.execute(mine).first() is not None:  # its owner has not woken it up meanwhile
+                if (
+                    connection.execute(query.where(service_jobs.c.id == job)).first() is not None
+                ):  # its owner has not woken it up meanwhile
                     store.act(connection, job, "expire")
             self._told(job)
 

@@ -76,10 +76,10 @@ class Sweeper:
         return [*self._sweep_artifacts(before), *self._sweep_folders(before), *self._sweep_cache(before)]
 
     def _sweep_artifacts(self, before: float) -> Iterator[str]:
-        old = [one for kind in KINDS for one in self._artifacts.folders(kind)]
+        listed = [one for kind in KINDS for one in self._artifacts.folders(kind)]
         with self._db.read() as connection:
             known = _known_locations(connection)  # after the listing: what was named meanwhile is known
-        for location in old:
+        for location in listed:
             if location not in known and self._artifacts.written_at(location) < before:
                 self._artifacts.delete(location)
                 yield location

@@ -14,24 +14,12 @@ from typing import Any
 import structlog
 
 from afdc.config import RunConfig
-from afdc.errors import (
-    AdapterError,
-    AfdcError,
-    ConflictError,
-    EngineError,
-    InputError,
-    InterruptedRunError,
-    ModelError,
-    StorageError,
-    TrainerError,
-    UsageError,
-)
+from afdc.errors import ConflictError, InterruptedRunError
 from afdc.layout import RunLayout
 from afdc.result import RunResult
 from afdc.wire.jobs import JobCreate
 from afdc_pipeline.seams import Engine
 from afdc_server.accounts.store import keep_spent
-from afdc_server.api.problems import RequestError
 from afdc_server.artifacts import ArtifactStore
 from afdc_server.datasets.publish import (
     AdapterFacts,
@@ -45,6 +33,7 @@ from afdc_server.db.database import Database
 from afdc_server.db.open import DatabaseAwayError
 from afdc_server.encoder import resolve_encoder
 from afdc_server.jobs import store
+from afdc_server.jobs.failures import describe_error
 from afdc_server.jobs.planned import Planned
 from afdc_server.jobs.progress import JobProgress, RecordedRounds, usage_of
 from afdc_server.jobs.rebuild import (
@@ -64,16 +53,8 @@ from afdc_server.local.lengths import check_lengths
 from afdc_server.local.plan import plan_request
 from afdc_server.local.request import CheckedRequest, RunRequest
 from afdc_server.models import ModelRef
-from afdc_server.service.errors import NotFoundError
 from afdc_server.service.ids import ADAPTER, DATASET, new_id
 
-USER_ERRORS = (UsageError, InputError, ModelError, RequestError, NotFoundError)
-SERVER_FAULTS = (
-    (StorageError, "the server could not read or write what it keeps"),
-    (EngineError, "the engine did not answer"),
-    (AdapterError, "the engine refused an adapter that the job cannot do without"),
-    (TrainerError, "training failed"),
-)
 STARTS_IN_VAIN = 10
 log = structlog.get_logger("afdc.jobs")
 
@@ -291,21 +272,3 @@ class JobThread(threading.Thread):
                 final=facts.name == final,
                 activated=facts.name not in idle,
             )
-
-
-def describe_error(exc: Exception) -> dict[str, Any]:
-    """Why a job failed, for its owner. The server's own faults are told in full to its log: their words name hosts,
-    paths and lines of logs."""
-    if isinstance(exc, (*USER_ERRORS, ConflictError)):
-        is_user = not isinstance(exc, ConflictError)
-        category = "user" if is_user else "server"
-        return {"code": exc.code, "message": str(exc)[:4000], "category": category, "retryable": not is_user}
-    if isinstance(exc, AfdcError):
-        code, what = (
-            exc.code,
-            next((told for kind, told in SERVER_FAULTS if isinstance(exc, kind)), "the server failed"),
-        )
-    else:
-        code, what = "internal", f"an unexpected error ({type(exc).__name__})"
-    message = f"{what}; the operator finds the reason in the server's log"
-    return {"code": code, "message": message, "category": "server", "retryable": True}

@@ -41,6 +41,10 @@ class SeedRow:
     def to_dict(self) -> dict[str, Any]:
         return {"id": self.id, "text": self.text, "label": self.label, "holdout": self.holdout}
 
+    def to_line(self) -> bytes:
+        """As a line of a file."""
+        return json.dumps(self.to_dict(), ensure_ascii=False).encode() + b"\n"
+
 
 @dataclass
 class Intake:
@@ -148,8 +152,7 @@ def take_in_texts(records: Iterable[Record | Problem], spool: Path, *, on_invali
             if not seen.execute("INSERT OR IGNORE INTO seen VALUES (?)", (key,)).rowcount:
                 found.duplicates += 1
                 continue
-            row = SeedRow(text_id("s_", example.text, ""), example.text, None)
-            stream.write(json.dumps(row.to_dict(), ensure_ascii=False).encode() + b"\n")
+            stream.write(SeedRow(text_id("s_", example.text, ""), example.text, None).to_line())
             count += 1
     if not count:
         found.fault(None, NO_EXAMPLES, EMPTY)

@@ -29,8 +29,7 @@ def store_rows(artifacts: ArtifactStore, intake: Intake) -> tuple[str, str]:
     with scratch_folder("afdc-seeds-") as folder:
         path = folder / ROWS_FILE
         with atomic_writer(path) as stream:
-            for row in intake.rows:
-                stream.write(json.dumps(row.to_dict(), ensure_ascii=False).encode() + b"\n")
+            stream.writelines(row.to_line() for row in intake.rows)
         rows = sha256_file(path)
         artifacts.publish(folder, location(id))
     task = intake.task.model_dump(mode="json") if intake.task else None
