@@ -29,6 +29,7 @@ from afdc_pipeline.augment import estimate_tokens, plan_requests
 from afdc_pipeline.rates import Rates, rates_for
 from afdc_pipeline.rows import Seed
 from afdc_pipeline.stages.augment import pick_style
+from afdc_pipeline.stages.average import sample_step
 
 KEPT_SHARE, AGREED_SHARE = 0.45, 0.75
 MARKUP_TOKENS = 12  # role markers around system, user and assistant
@@ -116,7 +117,7 @@ def make_plan(config: RunConfig, inputs: PlanInputs) -> Plan:
     selected = _selected(config, inputs.task, candidates, ceiling)
     scored = _scored_texts(config, inputs, candidates)
     adapters, training = _training(config, inputs, sizes, len(trained), selected)
-    processes = adapters + int(config.loop.average and config.loop.rounds > 1)
+    processes = adapters + _averages(config, inputs)
     completion = round(draws * (sizes.text + 1))
     prompts = 1 if inputs.task.is_open else sizes.reads  # samples of a text share its prompt
     sampled = round(scored * sizes.reads * sizes.label) if inputs.task.is_open else 0
@@ -218,9 +219,16 @@ def _scored_texts(config: RunConfig, inputs: PlanInputs, candidates: int) -> int
     held, folds = sum(seed.holdout for seed in inputs.seeds), _folds(config, inputs)
     crossed_rounds = _fold_fits(config, folds) // max(folds, 1)  # a round's folds read D1 once between them
     labellers = max(config.loop.members, 1) + config.loop.rounds + crossed_rounds
-    judged = 2 + config.loop.rounds
+    averaged = int(_averages(config, inputs) > 0)
+    judged = 2 + config.loop.rounds + averaged
     crossed = len(inputs.seeds) * (judged - 1) if folds else 0  # each seed by the fold that left it out
-    return labellers * candidates + judged * inputs.eval_rows + (judged - 1) * held + crossed
+    sampled = candidates // sample_step(candidates) if folds and averaged else 0
+    return labellers * candidates + judged * inputs.eval_rows + (judged - 1) * held + crossed + sampled
+
+
+def _averages(config: RunConfig, inputs: PlanInputs) -> int:
+    """Means of adapters: that of the rounds, and those of their folds, which score it. One round needs none."""
+    return 1 + _folds(config, inputs) if config.loop.average and config.loop.rounds > 1 else 0
 
 
 def _folds(config: RunConfig, inputs: PlanInputs) -> int:

@@ -4,7 +4,7 @@ D1 <- augment(D0, R rounds x K variants) + unlabelled texts
 M0 <- adapters fitted on D0 (none in the paper preset: the base model scores first)
 D2 <- select(score(D1)); while |D2| < target: D1 <- D1 + one more augment round; D2 <- select(score(D1))
 T times: M_t <- fit(base, D0 + D2); gate; D2 <- select(relabel(D1)), as above
-M* <- mean of the weights of the M_t that passed the gate
+M* <- mean of the weights of the M_t, where it passes the gate itself
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ from afdc_pipeline.select.trust import Trust
 from afdc_pipeline.spending import spent, stage_seconds
 from afdc_pipeline.stages.answer import answer_pool
 from afdc_pipeline.stages.augment import SeenTexts, build_pool, extend_pool
-from afdc_pipeline.stages.average import average_rounds
+from afdc_pipeline.stages.average import AVERAGE, Trained, average_rounds, describe, mixtures
 from afdc_pipeline.stages.crossfit import CrossFit, Learnt, cross_fit
 from afdc_pipeline.stages.decide import Decisions, Labelled, decide, decided_rows
 from afdc_pipeline.stages.encode import encode_pool, encoder_of
-from afdc_pipeline.stages.evaluate import evaluate
 from afdc_pipeline.stages.fit import train_member, train_round, train_round_fold, train_seed_fold
-from afdc_pipeline.stages.grade import grade
+from afdc_pipeline.stages.gold import on_eval, on_holdout
 from afdc_pipeline.stages.grow import end_of_growth
 from afdc_pipeline.stages.reading import Scorer
 from afdc_pipeline.stages.runner import StageRun, run_stage
@@ -55,7 +54,7 @@ async def run_loop(ctx: JobContext, history: list[RoundResult] | None = None) ->
 
 
 async def _run(ctx: JobContext, state: LoopState) -> LoopState:
-    base = state.best_eval = await _eval(ctx, 0, BASE)
+    base = state.best_eval = await on_eval(ctx, 0, BASE)
     seeds_only = await _round_zero(ctx, state)
     grown = await _label(ctx, state, 0)
     await _record(ctx, state, 0, seeds_only[0] if seeds_only else None, holdout=state.best_holdout, note=grown)
@@ -69,15 +68,20 @@ async def _run(ctx: JobContext, state: LoopState) -> LoopState:
 
 
 async def _average(ctx: JobContext, state: LoopState) -> None:
-    """M* becomes the mean of the rounds' adapters. It labels nothing, and each of them has passed the gate."""
-    if not ctx.config.loop.average or len(state.activated) < 2:
+    """M* becomes the mean of the rounds' adapters where the gate lets it through. It labels nothing."""
+    if not ctx.config.loop.average:
         return
-    last = state.history[-1]
-    averaged = await average_rounds(ctx, last.round, state.activated)
-    ctx.progress.note(averaged.note)
-    if averaged.scorer is not None:
-        state.best, state.best_eval = averaged.scorer, await _eval(ctx, last.round, averaged.scorer)
-    note = "; ".join(filter(None, (last.note, averaged.note)))
+    last, learnt = state.history[-1], Learnt(state.pool, state.decisions[-1].key)
+    notes = [last.note]
+    for number, rounds in enumerate(mixtures(state.trained)):
+        mean = await average_rounds(ctx, last.round, f"{AVERAGE}{number or ''}", rounds, learnt)
+        passed = _passes_gate(state, mean.holdout)
+        notes.append(describe(rounds, mean, passed=passed))
+        ctx.progress.note(notes[-1])
+        if mean.scorer is not None and passed:
+            state.best, state.best_eval = mean.scorer, await on_eval(ctx, last.round, mean.scorer)
+            break
+    note = "; ".join(filter(None, notes))
     state.history[-1] = last.model_copy(update={"note": note, "seconds": stage_seconds(ctx, last.round)})
 
 
@@ -109,10 +113,10 @@ async def _round_zero(ctx: JobContext, state: LoopState) -> list[Evaluation]:
     members = [await _member(ctx, number, fitted.temperature) for number in range(count)]
     if ctx.config.loop.members:
         state.labellers, state.best = [*members, *fitted.scorers], members[0]
-        state.best_holdout = fitted.evaluation or await _holdout(ctx, 0, state.best)
+        state.best_holdout = fitted.evaluation or await on_holdout(ctx, 0, state.best)
     else:
         state.labellers = [BASE]
-    evaluations = [await _eval(ctx, 0, member) for member in members]
+    evaluations = [await on_eval(ctx, 0, member) for member in members]
     if ctx.config.loop.members:
         state.best_eval = evaluations[0]
     return [one for one in evaluations if one is not None]
@@ -137,9 +141,10 @@ async def _self_train(ctx: JobContext, state: LoopState, round: int) -> None:
         state.stop_reason = f"adapter {scorer.served} was not activated: {refused}"
         ctx.progress.note(state.stop_reason)
         return
-    holdout = fitted.evaluation or await _holdout(ctx, round, scorer)
+    holdout = fitted.evaluation or await on_holdout(ctx, round, scorer)
     accepted = _passes_gate(state, holdout)
-    evaluation = await _eval(ctx, round, scorer)
+    evaluation = await on_eval(ctx, round, scorer)
+    state.trained.append(Trained(scorer, fitted.scorers, accepted))
     if accepted:
         _activate(ctx, state, scorer, fitted.scorers)
         state.best_holdout, state.best_eval = holdout, evaluation
@@ -157,7 +162,6 @@ def _passes_gate(state: LoopState, holdout: Evaluation | None) -> bool:
 
 def _activate(ctx: JobContext, state: LoopState, scorer: Scorer, beside: Sequence[Scorer]) -> None:
     state.best = scorer
-    state.activated.append(scorer)
     if ctx.config.loop.ensemble:
         state.labellers = [*(s for s in state.labellers if s != BASE), scorer, *beside]
     else:
@@ -285,13 +289,3 @@ async def _stop_reason(ctx: JobContext, state: LoopState) -> str:
     inputs = {"adapter": last.adapter, "selected": last.selected}
     result = await run_stage(ctx, StageKey(last.round, "stop"), inputs, body, title="")
     return str(result["reason"])
-
-
-async def _eval(ctx: JobContext, round: int, scorer: Scorer) -> Evaluation | None:
-    pairs = [(example.text, example.label or "") for example in ctx.inputs.eval]
-    return await (grade if ctx.task.is_open else evaluate)(ctx, round, "eval", pairs, scorer)
-
-
-async def _holdout(ctx: JobContext, round: int, scorer: Scorer) -> Evaluation | None:
-    pairs = [(seed.text, seed.label) for seed in ctx.inputs.holdout_seeds]
-    return await (grade if ctx.task.is_open else evaluate)(ctx, round, "holdout", pairs, scorer)

@@ -8,6 +8,7 @@ from afdc.result import EvalSummary, Evaluation, RoundResult
 from afdc_pipeline.pool import Pool
 from afdc_pipeline.seams import StageKey
 from afdc_pipeline.stages.augment import SeenTexts
+from afdc_pipeline.stages.average import Trained
 from afdc_pipeline.stages.decide import Decisions
 from afdc_pipeline.stages.encode import Encoded
 from afdc_pipeline.stages.reading import Scorer
@@ -33,10 +34,11 @@ class LoopState:
     scored: dict[str, ScoredPool] = field(default_factory=dict)
     best: Scorer = BASE
     best_holdout: Evaluation | None = None
+    """Of the last round's adapter that passed the gate, on gold that it has not seen."""
     best_eval: Evaluation | None = None
     """Of M* so far, on --eval."""
-    activated: list[Scorer] = field(default_factory=list)
-    """The rounds' own adapters that passed the gate, in the order of the rounds."""
+    trained: list[Trained] = field(default_factory=list)
+    """The rounds' own adapters, in the order of the rounds."""
     history: list[RoundResult] = field(default_factory=list)
     decisions: list[Decisions] = field(default_factory=list)
     encoders: dict[int, Encoded] = field(default_factory=dict)

@@ -14,7 +14,9 @@ from afdc.errors import AdapterError
 from afdc.presets import build_config
 from afdc.result import RunResult
 from afdc.task import Example, Task
+from afdc_pipeline.rows import Seed
 from afdc_pipeline.seams import Scores
+from afdc_pipeline.stages import average
 from afdc_pipeline.stages.average import listed
 from afdc_pipeline.state import LoopState
 from tests.fakes.engine import FakeEngine
@@ -95,31 +97,66 @@ def test_the_paper_preset_does_not_average() -> None:
     assert not build_config("paper").loop.average
 
 
-def test_one_adapter_through_the_gate_is_not_averaged(tmp_path: Path) -> None:
-    seeds = tuple(type(s)(s.id, f"{s.text} {s.label}", s.label, s.holdout) for s in make_seeds(holdout=1))
-    held = [seed.text for seed in seeds if seed.holdout]
+def named_seeds(holdout: int = 0) -> tuple[Seed, ...]:
+    return tuple(Seed(s.id, f"{s.text} {s.label}", s.label, s.holdout) for s in make_seeds(holdout=holdout))
 
-    class Worse(FakeEngine):
-        """Round 2 loses held-out gold."""
 
-        async def score(self, texts: Sequence[str], task: Task, adapter: str | None = None) -> Scores:
-            scores = await super().score(texts, task, adapter)
-            if adapter and "-r2-" in adapter and list(texts) == held:
-                return Scores(scores.logprobs[:, [1, 2, 0]], scores.errors)
-            return scores
+class Losing(FakeEngine):
+    """Adapters with one of `parts` in their name are wrong on the seeds held out."""
 
-    job = make_job(tmp_path / "two", engine=Worse(noise=0.01), seeds=seeds)
+    def __init__(self, *parts: str) -> None:
+        super().__init__(noise=0.01)
+        self.parts = parts
+        self.held = [seed.text for seed in named_seeds(holdout=1) if seed.holdout]
+
+    async def score(self, texts: Sequence[str], task: Task, adapter: str | None = None) -> Scores:
+        scores = await super().score(texts, task, adapter)
+        if adapter and any(part in adapter for part in self.parts) and list(texts) == self.held:
+            return Scores(scores.logprobs[:, [1, 2, 0]], scores.errors)
+        return scores
+
+
+THREE = {"rounds": 3, "patience": 9}
+
+
+def test_a_round_that_lost_has_its_share_in_a_mean_that_did_not(tmp_path: Path) -> None:
+    job = make_job(tmp_path, engine=Losing("-r2-"), seeds=named_seeds(holdout=1))
     state = job.run()
     assert [one.activated for one in state.history] == [True, True, False]
-    assert not averaged(job)
-    assert "-r1-" in state.best.served
-    more = make_job(
-        tmp_path / "three", small_config(loop={"rounds": 3, "patience": 9}), engine=Worse(noise=0.01), seeds=seeds
+    assert averaged(job) == [["r1", "r2"]]
+    assert state.best.name == "avg"
+    assert state.history[-1].note.endswith(
+        f"handed out: {state.best.served}, mean of r1 and r2 (100.0% of held-out gold)"
     )
-    state = more.run()
+
+
+def test_a_mean_that_loses_is_not_handed_out(tmp_path: Path) -> None:
+    job = make_job(tmp_path, engine=Losing("-avg-"), seeds=named_seeds(holdout=1), eval=GOLD)
+    state = job.run()
+    assert averaged(job) == [["r1", "r2"]]
+    assert (state.best.name, state.best.served) == ("r2", state.history[-1].adapter)
+    assert (
+        state.history[-1].note
+        == "the mean of r1 and r2 lost held-out accuracy (0.0% of held-out gold) and is not handed out"
+    )
+    assert not [
+        call for call in job.engine.calls if call.startswith("score:job-test-avg") and call.endswith(f":{len(GOLD)}")
+    ]
+
+
+def test_the_rounds_that_passed_are_tried_where_all_of_them_lose(tmp_path: Path) -> None:
+    job = make_job(tmp_path, small_config(loop=THREE), engine=Losing("-r2-", "-avg-"), seeds=named_seeds(holdout=1))
+    state = job.run()
     assert [one.activated for one in state.history] == [True, True, False, True]
-    assert averaged(more) == [["r1", "r3"]]
-    assert (state.best.born, more.trainer.jobs[-1].round) == (3, 3)
+    assert averaged(job) == [["r1", "r2", "r3"], ["r1", "r3"]]
+    assert (state.best.name, state.best.born, job.trainer.jobs[-1].round) == ("avg1", 3, 3)
+
+
+def test_one_round_that_passed_is_handed_out_where_the_mean_of_all_loses(tmp_path: Path) -> None:
+    job = make_job(tmp_path, engine=Losing("-r2-", "-avg-"), seeds=named_seeds(holdout=1))
+    state = job.run()
+    assert averaged(job) == [["r1", "r2"]]
+    assert state.best.name == "r1"
 
 
 def test_a_loop_that_ends_with_a_refused_adapter_averages_those_before_it(tmp_path: Path) -> None:
@@ -134,7 +171,7 @@ def test_a_refused_mean_leaves_the_last_adapter_and_says_why(tmp_path: Path) -> 
     state = make_job(tmp_path, engine=Refusing("-avg-"), eval=GOLD).run()
     last = state.history[-1]
     assert (state.best.name, state.best.served) == ("r2", last.adapter)
-    assert "mean of r1 and r2 was not activated: probe failed" in last.note
+    assert last.note == "the mean of r1 and r2 was not activated: probe failed"
     assert last.eval is not None
     assert state.eval.final == last.eval.accuracy
     again = make_job(tmp_path, eval=GOLD)
@@ -142,14 +179,47 @@ def test_a_refused_mean_leaves_the_last_adapter_and_says_why(tmp_path: Path) -> 
     assert not again.trainer.jobs
 
 
-def test_the_mean_has_the_temperature_of_the_last_round(tmp_path: Path) -> None:
-    seeds = tuple(type(s)(s.id, f"{s.text} {s.label}", s.label) for s in make_seeds())
-    job = make_job(tmp_path, small_config(loop={"folds": 2}), engine=FakeEngine(noise=0.5), seeds=seeds)
+def test_the_mean_is_scored_and_calibrated_by_the_means_of_the_folds(tmp_path: Path) -> None:
+    config = small_config(loop={"folds": 2})
+    job = make_job(tmp_path, config, engine=FakeEngine(noise=0.5), seeds=named_seeds())
     state = job.run()
+    assert averaged(job) == [["r1-f0", "r2-f0"], ["r1-f1", "r2-f1"], ["r1", "r2"]]
     fits = {one.name.removeprefix("job-test-"): one for one in job.trainer.jobs}
-    assert fits["avg"].temperature == fits["r2"].temperature == state.best.temperature
-    assert fits["avg"].temperature not in (1.0, fits["r1"].temperature)
+    assert fits["avg"].temperature == state.best.temperature
+    assert fits["avg"].temperature not in (1.0, fits["r1"].temperature, fits["r2"].temperature)
+    assert fits["avg-f0"].temperature == 1.0
     assert read_manifest(job.ctx.layout.adapters / state.best.served).temperature == state.best.temperature
+    assert "of held-out gold" in state.history[-1].note
+
+
+def test_a_mean_that_loses_out_of_fold_is_not_handed_out(tmp_path: Path) -> None:
+    class Worse(FakeEngine):
+        async def score(self, texts: Sequence[str], task: Task, adapter: str | None = None) -> Scores:
+            scores = await super().score(texts, task, adapter)
+            if adapter and "-avg-f" in adapter and set(texts) <= {seed.text for seed in named_seeds()}:
+                return Scores(scores.logprobs[:, [1, 2, 0]], scores.errors)
+            return scores
+
+    job = make_job(tmp_path, small_config(loop={"folds": 2}), engine=Worse(noise=0.1), seeds=named_seeds())
+    state = job.run()
+    assert state.best.name == "r2"
+    assert "lost held-out accuracy" in state.history[-1].note
+
+
+def test_a_fold_that_a_round_lacks_is_left_out_of_the_score(tmp_path: Path) -> None:
+    job = make_job(tmp_path, small_config(loop={"folds": 2}), engine=Refusing("-r1-f0-"), seeds=named_seeds())
+    state = job.run()
+    assert averaged(job) == [["r1-f1", "r2-f1"], ["r1", "r2"]]
+    assert state.best.name == "avg" or "lost held-out accuracy" in state.history[-1].note
+
+
+def test_a_sample_of_the_texts_is_enough_for_one_temperature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(average, "CALIBRATION_TEXTS", 24)
+    job = make_job(tmp_path, small_config(loop={"folds": 2}), engine=FakeEngine(noise=0.5), seeds=named_seeds())
+    state = job.run()
+    asked = [call.split(":") for call in job.engine.calls if call.startswith("score:job-test-avg-f")]
+    texts = sum(int(count) for _, _, count in asked) - len(named_seeds())
+    assert 0 < texts < state.pool.size / 2
 
 
 @pytest.mark.parametrize("point", ["fit:job-test-avg", "load:job-test-avg", "score:job-test-avg"])

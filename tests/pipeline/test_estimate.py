@@ -36,7 +36,8 @@ def test_counts_of_the_default_preset() -> None:
     assert plan.candidates == texts
     assert plan.requests == 24 * 7  # 42 draws a seed, six to a request
     assert plan.adapters == 3 + 2 + 3 * 2  # two folds in each of three rounds
-    assert plan.score_reads == 8 * texts + 4 * 50 + 3 * 24
+    sample = texts // 2  # for the temperature of the mean, which is scored on eval and seeds, too
+    assert plan.score_reads == 8 * texts + sample + 5 * 50 + 4 * 24
     assert plan.selected == round(texts * 0.75)
 
 

@@ -23,8 +23,8 @@ from afdc_pipeline.context import JobContext
 from afdc_pipeline.holdout import Fold, cross_folds
 from afdc_pipeline.pool import Pool
 from afdc_pipeline.seams import FloatArray, StageKey
-from afdc_pipeline.stages.evaluate import evaluate, stored_logprobs
-from afdc_pipeline.stages.grade import grade
+from afdc_pipeline.stages.evaluate import stored_logprobs
+from afdc_pipeline.stages.gold import on_gold
 from afdc_pipeline.stages.reading import Scorer, gold_key
 from afdc_pipeline.stages.score import score_pool
 from afdc_pipeline.stages.swap import accept_adapter
@@ -64,6 +64,8 @@ async def cross_fit(
     name: str,
     train: Callable[[str, int, Fold], Awaitable[str]],
     learnt: Learnt | None = None,
+    folds: Sequence[Fold] | None = None,
+    one_in: int = 1,
 ) -> CrossFit:
     """Train k adapters of a round and score each on its fold.
 
@@ -71,18 +73,21 @@ async def cross_fit(
         name: of the round's adapters ("m", "r1"): the k are `name`-f0, `name`-f1 and so on.
         train: trains the adapter of that short name and fold number on a fold's rows; returns its full name.
         learnt: what they are trained on beside the seeds; None for seeds alone.
+        folds: some of `seed_folds`; None for all of them.
+        one_in: they say of one text in so many how sure they are.
     """
-    parts, trained_on = seed_folds(ctx), learnt.decided if learnt else None
+    parts, trained_on = seed_folds(ctx) if folds is None else folds, learnt.decided if learnt else None
     scorers: list[Scorer] = []
     scored: list[tuple[Fold, Scorer, Evaluation]] = []
     for number, fold in enumerate(parts):
         short = f"{name}-f{number}"
-        scorer = Scorer(short, await train(short, number, fold), trained_on, fold, out_of_sample=True, born=round)
+        adapter = await train(short, number, fold)
+        scorer = Scorer(short, adapter, trained_on, fold, out_of_sample=True, born=round, one_in=one_in)
         if await accept_adapter(ctx, round, scorer.name, scorer.served):
             continue
         scorers.append(scorer)
         pairs = [(seed.text, seed.label) for seed in fold.held]
-        found = await (grade if ctx.task.is_open else evaluate)(ctx, round, WHAT, pairs, scorer)
+        found = await on_gold(ctx, round, WHAT, pairs, scorer)
         if found is not None:
             scored.append((fold, scorer, found))
     if not scored:

@@ -18,7 +18,6 @@ from afdc_pipeline.stages.decide import Decisions, decided_rows
 from afdc_pipeline.stages.runner import StageRun, chunks_digest, run_stage
 
 MAX_PROBES = 8
-AVERAGE = "avg"
 FOLD_MEMBERS = 50  # numbers of the fold adapters, behind those of the members: both enter the training seed
 
 
@@ -63,18 +62,21 @@ async def train_round_fold(
     return await _fit(ctx, round, name, round_rows(ctx, pool, decisions.key, fold), run, inputs)
 
 
-async def average_adapters(ctx: JobContext, round: int, adapters: Sequence[str], temperature: float) -> str:
+async def average_adapters(
+    ctx: JobContext, round: int, name: str, adapters: Sequence[str], temperature: float = 1.0
+) -> str:
     """An adapter whose update is the mean of theirs; nothing is trained. Returns its name.
 
     The seeds go along for the answers of the probes.
 
     Args:
+        name: short name of the new adapter, which names the stage.
         adapters: full names.
         temperature: of its scores, for the manifest.
     """
-    folders = tuple(ctx.layout.adapters / name for name in adapters)
+    folders = tuple(ctx.layout.adapters / adapter for adapter in adapters)
     run = _Run(epochs=1, repeat=1, temperature=temperature, average=folders)
-    return await _fit(ctx, round, AVERAGE, seed_rows(ctx, ctx.inputs.training_seeds), run)
+    return await _fit(ctx, round, name, seed_rows(ctx, ctx.inputs.training_seeds), run)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from afdc.files import sha256_bytes
 from afdc.result import Evaluation
 from afdc_pipeline.context import JobContext
 from afdc_pipeline.holdout import Fold
@@ -43,6 +44,8 @@ class Scorer:
     """Its log-probs are divided by it before they are compared with those of other kinds."""
     born: int = 0
     """The round that it was trained in."""
+    one_in: int = 1
+    """It labels a sample of so many texts' one, drawn by their ids."""
     view: View = "adapter"
     """What kind of model it is: `scoring.ensemble_of_kinds`."""
 
@@ -60,7 +63,11 @@ class Scorer:
 
     def asked_about(self, candidate: Candidate) -> bool:
         """Whether it labels this text."""
-        return self.fold is None or self.fold.leaves_out(candidate)
+        return self._draws(candidate) and (self.fold is None or self.fold.leaves_out(candidate))
+
+    def _draws(self, candidate: Candidate) -> bool:
+        # other digits than those that deal real texts out to the folds: the two choices must not go together
+        return self.one_in == 1 or int(sha256_bytes(candidate.id.encode())[8:16], 16) % self.one_in == 0
 
 
 async def read_pool(
