@@ -35,6 +35,7 @@ def make_row(i: int, **changes: Any) -> dict[str, Any]:
         "confidence": 0.7,
         "margin": 0.5,
         "entropy": 0.8,
+        "disagreement": 0.2,
         "label_history": [LABELS[i % 3], LABELS[i % 3]],
         "reason": "confidence above threshold",
         "detail": "",
@@ -47,7 +48,7 @@ def make_row(i: int, **changes: Any) -> dict[str, Any]:
 
 def make_seed(i: int) -> dict[str, Any]:
     """A seed row: what is not known of it is null or empty."""
-    unknown: dict[str, Any] = dict.fromkeys(("confidence", "margin", "entropy", "accepted_round"))
+    unknown: dict[str, Any] = dict.fromkeys(("confidence", "margin", "entropy", "disagreement", "accepted_round"))
     return make_row(i, id=f"s_{i}", source="seed", distribution=[], label_history=[], **unknown)
 
 

@@ -61,6 +61,7 @@ def make_row(i: int, **changes: Any) -> dict[str, Any]:
         "confidence": confidence,
         "margin": round(2 * confidence - 1, 4),
         "entropy": 0.5,
+        "disagreement": 0.0,
         "label_history": [LABELS[i % 3], LABELS[i % 3]],
         "reason": "kept",
         "detail": "",
@@ -75,7 +76,7 @@ def make_row(i: int, **changes: Any) -> dict[str, Any]:
 
 def make_seed(i: int) -> dict[str, Any]:
     """A gold seed."""
-    sure = {"confidence": 1.0, "margin": 1.0, "entropy": 0.0, "weight": 1.0, "accepted_round": 0}
+    sure = {"confidence": 1.0, "margin": 1.0, "entropy": 0.0, "disagreement": 0.0, "weight": 1.0, "accepted_round": 0}
     return make_row(
         i,
         id=f"s_{i}",
@@ -96,7 +97,9 @@ def left_out(i: int, **changes: Any) -> dict[str, Any]:
 
 def dropped(i: int) -> dict[str, Any]:
     """A text that never reached the scorer."""
-    blank: dict[str, Any] = dict.fromkeys(("label", "confidence", "margin", "entropy", "accepted_round"))
+    blank: dict[str, Any] = dict.fromkeys(
+        ("label", "confidence", "margin", "entropy", "disagreement", "accepted_round")
+    )
     return left_out(i, reason="too_long", scorer="", distribution=[], label_history=[], **blank)
 
 

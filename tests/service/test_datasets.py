@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from afdc_server.artifacts import ArtifactStore
 from afdc_server.datasets.filters import RowFilter, find_rows
 from afdc_server.datasets.publish import publish_dataset
 from afdc_server.datasets.reading import RowFiles
-from afdc_server.datasets.value import Signals, review_value, row_values, signals_of
+from afdc_server.datasets.value import Signals, review_value, row_values, signals_of, value_columns
 from afdc_server.export.dataset import write_dataset
 from tests.service.datasets_fixture import (
     LABELS,
@@ -145,9 +146,10 @@ async def test_the_most_valuable_rows_come_first(world: World) -> None:
         make_row(6, margin=1.0),
         make_row(7, margin=0.1),
         make_row(8, margin=None),
+        make_row(9, margin=0.9, disagreement=0.5),
     ]
     client, id = world.client(), world.add_dataset(rows)
-    expected = [rows[at]["id"] for at in (3, 7, 2, 5, 1)]
+    expected = [rows[at]["id"] for at in (3, 7, 2, 9, 5, 1)]
     for limit in (1, 2, 3, 100):
         found = await read_all(client, id, limit, review="needed")
         assert ids(found) == expected
@@ -159,18 +161,19 @@ async def test_the_most_valuable_rows_come_first(world: World) -> None:
     assert ids(await read_all(client, id, review="done")) == [rows[4]["id"]]
 
 
-def signals(margin: float, divided: bool = False, off_target: bool = False, flips: float = 0.0) -> Signals:
+def signals(margin: float, divided: float = 0.0, off_target: bool = False, flips: float = 0.0) -> Signals:
     return Signals(np.array([margin]), np.array([divided]), np.array([off_target]), np.array([flips]))
 
 
 def test_the_value_of_a_review() -> None:
     assert review_value(signals(1.0)) == 0
     assert review_value(signals(0.0)) == 1
-    assert review_value(signals(float("nan"), divided=True)) == 0
-    assert review_value(signals(1.0, divided=True)) == 0.5
-    assert review_value(signals(1.0, divided=True, off_target=True, flips=1.0)) == pytest.approx(1 - 0.5 * 0.5 * 0.75)
-    more = [{}, {"flips": 0.5}, {"flips": 1.0}, {"off_target": True}, {"off_target": True, "divided": True}]
-    values = [float(review_value(signals(0.4, **one))[0]) for one in more]  # type: ignore[arg-type]  # a dict of mixed values
+    assert review_value(signals(float("nan"), divided=1.0)) == 0
+    assert review_value(signals(1.0, divided=1.0)) == 0.5
+    assert review_value(signals(1.0, divided=1.0, off_target=True, flips=1.0)) == pytest.approx(1 - 0.5 * 0.5 * 0.75)
+    more = [signals(0.4), signals(0.4, flips=0.5), signals(0.4, flips=1.0), signals(0.4, divided=0.9)]
+    more += [signals(0.4, off_target=True), signals(0.4, off_target=True, divided=1.0)]
+    values = [float(review_value(one)[0]) for one in more]
     assert values == sorted(values)
 
 
@@ -180,17 +183,19 @@ def test_signals_are_read_off_rows() -> None:
         make_row(0, label=a, intended=a, label_history=[a, b, b, a]),
         make_row(1, label=a, intended=b, label_history=["", a, a], reason="labellers_disagree"),
         make_row(2, label=None, intended=None, label_history=[], margin=None),
-        make_row(3, label=a, intended=a, label_history=[a]),
+        make_row(3, label=a, intended=a, label_history=[a], disagreement=math.log(2) / 4),
     ]
-    columns = ("source", "label", "intended", "margin", "label_history", "reason", "review_state")
+    columns = value_columns(is_open=False)
     batch = pa.RecordBatch.from_pylist([{name: row[name] for name in columns} for row in rows])
     for part, start in ((batch, 0), (batch.slice(1), 1), (batch.slice(2), 2), (batch.slice(4), 4)):
         found = signals_of(part)
-        assert found.divided.tolist() == [False, True, False, False][start:]
+        assert found.divided.tolist() == pytest.approx([0, 1, 0, 0.25][start:])
         assert found.off_target.tolist() == [False, True, False, False][start:]
         assert found.flips.tolist() == pytest.approx([2 / 3, 0, 0, 0][start:])
         assert np.isnan(found.margin).tolist() == [False, False, True, False][start:]
     assert row_values(batch)[2] == 0
+    older = batch.select([name for name in columns if name != "disagreement"])
+    assert signals_of(older).divided.tolist() == [0, 1, 0, 0]
 
 
 async def test_open_tasks_have_answers_in_place_of_labels(world: World) -> None:

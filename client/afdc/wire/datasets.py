@@ -52,14 +52,19 @@ class Row(Reply):
     confidence: float | None = None
     margin: float | None = None
     entropy: float | None = None
+    disagreement: float | None = Field(default=None, description="of the labellers: Jensen-Shannon divergence, nats")
     label_history: list[str] = Field(default_factory=list)
     seed_ids: list[str] = Field(default_factory=list)
     parent: str | None = None
+    augment_round: int | None = None
     generator: str | None = None
+    prompt_hash: str | None = None
+    sampling: str | None = Field(default=None, description="JSON of the sampling parameters")
     scorer: str | None = None
     accepted_round: int | None = None
     reason: str | None = None
     detail: str | None = None
+    cluster: str | None = Field(default=None, description="id of the text that its near duplicates are counted with")
     weight: float | None = None
     review_state: str | None = None
     review_value: float | None = None

@@ -168,7 +168,7 @@ def reviewed_row(word: Judged, task: Task) -> AuditRow:
 
 
 def _certain(label: str | None, task: Task) -> AuditRow:
-    sure = {"confidence": 1.0, "margin": 1.0, "entropy": 0.0, "weight": 1.0, "scorer": ""}
+    sure = {"confidence": 1.0, "margin": 1.0, "entropy": 0.0, "disagreement": 0.0, "weight": 1.0, "scorer": ""}
     if task.is_open:
         return {**sure, "agreement": None, "mean_logprob": None}
     return {**sure, "distribution": [1.0 if name == label else 0.0 for name in task.names]}

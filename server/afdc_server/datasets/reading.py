@@ -93,7 +93,7 @@ class RowFiles:
                 break
         schema = self.schema() if not parts else parts[0].schema
         if not parts and columns is not None:
-            schema = pa.schema([schema.field(name) for name in columns])
+            schema = pa.schema([schema.field(name) for name in columns if name in schema.names])
         place = {number: at for at, number in enumerate(found)}
         order = pa.array([place[number] for number in numbers if number in place], pa.int64())
         return pa.Table.from_batches(parts, schema).take(order)

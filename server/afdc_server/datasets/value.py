@@ -1,8 +1,9 @@
 """What a person's review of a row would tell, so that the rows that are worth the time come first.
 
-Active-learning measures, put together as chances that the label is wrong: a small margin (Scheffer et al. 2001), kinds
-of labellers that disagree (Seung et al. 1992), a text scored as another label than it was written for, and a label that
-changed from round to round. The weights are fixed by hand: they order rows and measure nothing.
+Active-learning measures, put together as chances that the label is wrong: a small margin (Scheffer et al. 2001),
+labellers that disagree (query by committee: Seung et al. 1992; Jensen-Shannon divergence: McCallum and Nigam 1998), a
+text scored as another label than it was written for, and a label that changed from round to round. The weights are
+fixed by hand: they order rows and measure nothing.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ DIVIDED_REASON = REASONS[Reason.LABELLERS_DISAGREE]
 DIVIDED_WEIGHT = 0.5
 OFF_TARGET_WEIGHT = 0.5
 FLIP_WEIGHT = 0.25
-LABEL_COLUMNS = ("source", "label", "intended", "margin", "label_history", "reason", "review_state")
-ANSWER_COLUMNS = ("source", "margin", "answer_history", "reason", "review_state")
+LN_2 = 0.6931471805599453
+"""Jensen-Shannon divergence, nats, of two labellers that are sure of different labels."""
+LABEL_COLUMNS = ("source", "label", "intended", "margin", "disagreement", "label_history", "reason", "review_state")
+ANSWER_COLUMNS = ("source", "margin", "disagreement", "answer_history", "reason", "review_state")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +38,13 @@ class Signals:
 
     Attributes:
         margin: difference between the two largest probabilities, 0..1; NaN where the row was never scored.
-        divided: two kinds of labellers gave it different labels.
+        divided: how far the committee is apart, 0..1; 1 where two kinds of labellers gave it different labels.
         off_target: it was written for one label and scored as another.
         flips: share of the rounds behind the first in which its label changed, 0..1.
     """
 
     margin: FloatArray
-    divided: Flags
+    divided: FloatArray
     off_target: Flags
     flips: FloatArray
 
@@ -53,7 +56,7 @@ def review_value(signals: Signals) -> FloatArray:
     `DIVIDED_WEIGHT`, `OFF_TARGET_WEIGHT` and `FLIP_WEIGHT`. More doubt of any kind never lowers it.
     """
     calm = np.clip(signals.margin, 0.0, 1.0)
-    calm = calm * np.where(signals.divided, 1.0 - DIVIDED_WEIGHT, 1.0)
+    calm = calm * (1.0 - DIVIDED_WEIGHT * signals.divided)
     calm = calm * np.where(signals.off_target, 1.0 - OFF_TARGET_WEIGHT, 1.0)
     calm = calm * (1.0 - FLIP_WEIGHT * signals.flips)
     return np.asarray(np.where(np.isnan(signals.margin), 0.0, 1.0 - calm))
@@ -87,10 +90,19 @@ def signals_of(rows: pa.RecordBatch) -> Signals:
     is_open = "answer_history" in names
     return Signals(
         margin=rows.column("margin").to_numpy(zero_copy_only=False).astype(np.float64),
-        divided=_flags(pc.equal(rows.column("reason"), DIVIDED_REASON)),
+        divided=_divided(rows),
         off_target=none if is_open else _flags(pc.not_equal(rows.column("intended"), rows.column("label"))),
         flips=_flips(rows.column("answer_history" if is_open else "label_history")),
     )
+
+
+def _divided(rows: pa.RecordBatch) -> FloatArray:
+    """The committee's divergence over that of two labellers who are sure of different labels, 1 at most."""
+    kinds = _flags(pc.equal(rows.column("reason"), DIVIDED_REASON)).astype(np.float64)
+    if "disagreement" not in rows.schema.names:  # a data set of an earlier version
+        return kinds
+    apart = rows.column("disagreement").to_numpy(zero_copy_only=False).astype(np.float64)
+    return np.asarray(np.maximum(kinds, np.clip(np.nan_to_num(apart) / LN_2, 0.0, 1.0)))
 
 
 def _flips(histories: pa.ListArray) -> FloatArray:

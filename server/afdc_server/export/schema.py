@@ -36,6 +36,7 @@ AUDIT_SCHEMA = pa.schema(
         pa.field("confidence", pa.float64()),
         pa.field("margin", pa.float64()),
         pa.field("entropy", pa.float64()),
+        pa.field("disagreement", pa.float64()),
         pa.field("label_history", pa.list_(pa.string())),
         pa.field("reason", pa.string()),
         pa.field("detail", pa.string()),
@@ -45,6 +46,8 @@ AUDIT_SCHEMA = pa.schema(
     ]
 )
 AUDIT_COLUMNS: tuple[str, ...] = tuple(AUDIT_SCHEMA.names)
+LATER_COLUMNS = ("disagreement",)
+"""Columns that the data sets of earlier versions lack; a review of one makes the next version of it with nulls."""
 
 _RENAMED = {"label": "answer", "label_history": "answer_history"}
 _OF_LABELS = ("intended", "distribution")
@@ -76,13 +79,17 @@ class Shape:
 
 def audit_row(row: Row) -> dict[str, Any]:
     """All audit columns in their order. Raises KeyError for a missing one: null has to be said."""
-    return {name: row[name] for name in AUDIT_COLUMNS}
+    return {name: _field(row, name) for name in AUDIT_COLUMNS}
 
 
 def open_row(row: Row) -> dict[str, Any]:
     """All columns of a row of an open task: its answer stands where a label would, with its two measures."""
     source = {new: old for old, new in _RENAMED.items()}
-    return {name: row[source.get(name, name)] for name in OPEN_COLUMNS}
+    return {name: _field(row, source.get(name, name)) for name in OPEN_COLUMNS}
+
+
+def _field(row: Row, name: str) -> Any:
+    return row.get(name) if name in LATER_COLUMNS else row[name]
 
 
 def audit_shape(task: Task, name: str = "default", folder: str = "data") -> Shape:
