@@ -56,7 +56,8 @@ def _add_sweep_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--task", type=Path, nargs="+", required=True, metavar="DIR")
     add("--shots", type=int, default=8, help="seeds a label")
-    add("--draws", type=int, default=3, help="draws of seeds, numbered from 0")
+    add("--draws", type=int, default=3, help="draws of seeds")
+    add("--first", type=int, default=0, help="number of the first draw")
     add("--gold", type=int, default=600, help="gold labels of the upper mark")
     add("--unlabeled", type=int, default=2000, help="real texts for the method `unlabeled`")
     add("--test-limit", type=int, default=0, help="test texts; 0: all")
@@ -114,7 +115,8 @@ def ablation_plan(args: argparse.Namespace) -> list[Cell]:
 
 
 def _specs(args: argparse.Namespace) -> list[DrawSpec]:
-    return [DrawSpec(args.shots, draw, args.gold, args.unlabeled, args.test_limit) for draw in range(args.draws)]
+    draws = range(args.first, args.first + args.draws)
+    return [DrawSpec(args.shots, draw, args.gold, args.unlabeled, args.test_limit) for draw in draws]
 
 
 def sweep(args: argparse.Namespace, cells: Sequence[Cell]) -> list[Record]:
