@@ -5,7 +5,6 @@ A folder is published whole: its files first, then the database says that it is 
 
 from __future__ import annotations
 
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -20,31 +19,53 @@ from afdc.files import atomic_writer, publish_folder, sha256_file
 from afdc.wire.datasets import StoredFile
 
 PIECE_BYTES = 1 << 20
+AHEAD_BYTES = 4 << 20  # what a reader of a store elsewhere holds beyond what was asked for; s3fs would take 50 MiB
+LIBRARIES = ("botocore", "aiobotocore", "aiohttp")
+"""Of s3fs: their errors are no OSErrors."""
+OWN = {"use_listings_cache": False, "skip_instance_cache": True}
+"""Nothing is remembered of a store: other servers write there, too."""
+HERE = "Free space, or check the store's rights"
+ELSEWHERE = "Check its address and credentials, and their rights to read, write, list and delete (docs/deployment.md)"
 
 
 class ArtifactStore:
     """Folders under one URL. `cache` holds local copies of what lies elsewhere."""
 
     def __init__(self, url: str, cache: Path) -> None:
-        """Raises UsageError: a URL of a kind that is not installed or not known."""
+        """Raises UsageError: a URL of a kind that is not installed or not known, or without a place in it."""
         try:
-            fs, root = url_to_fs(url)
-        except (ValueError, ImportError) as exc:
-            raise UsageError(
-                f"the artifact store {url} cannot be used: {exc}", remedy="Use file://… or s3://…"
-            ) from exc
+            fs, root = url_to_fs(url, **OWN)
+        except ImportError as exc:
+            raise _unusable(url, str(exc), "Install it in the server's environment") from exc
+        except ValueError as exc:
+            raise _unusable(url, str(exc), "Use file://… or s3://…") from exc
         self._fs: Any = fs
+        self._url = url
         self._root = str(root).rstrip("/")
+        if not self._root:
+            raise _unusable(url, "it names no bucket or folder", "Use s3://bucket/prefix")
         self._cache = cache
         self.is_local = "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
 
     def check(self) -> None:
-        """See that the store can be written. Raises StorageError."""
-        with _translated(self._root):
-            self._fs.makedirs(self._root, exist_ok=True)
-            probe = f"{self._root}/.probe-{os.getpid()}"
-            self._fs.pipe_file(probe, b"afdc")
-            self._fs.rm_file(probe)
+        """See that the store can be written, read, listed and cleared.
+
+        A local folder is made. A bucket is not: one that is missing is a mistyped one.
+
+        Raises:
+            StorageError: it cannot. UsageError: its library refuses what the environment says of it.
+        """
+        probe = f"{self._root}/.probe-{uuid.uuid4().hex}"
+        try:
+            with self._translated(self._url, "Make the bucket first, or correct --artifacts"):
+                if self.is_local:
+                    self._fs.makedirs(self._root, exist_ok=True)
+                self._fs.pipe_file(probe, b"afdc")
+                self._fs.find(probe)
+                self._fs.cat_file(probe)
+                self._fs.rm_file(probe)
+        except ValueError as exc:
+            raise _unusable(self._url, str(exc), ELSEWHERE) from exc
 
     def publish(self, folder: Path, location: str) -> list[StoredFile]:
         """Put every file of a local folder under `location`. Doing it twice leaves the same.
@@ -57,7 +78,7 @@ class ArtifactStore:
             StoredFile(path=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=sha256_file(path))
             for path in files
         ]
-        with _translated(location):
+        with self._translated(location):
             if self.is_local:
                 self._copy(folder, Path(self._path(location)))
             else:
@@ -100,8 +121,8 @@ class ArtifactStore:
 
     def open(self, location: str, path: str, start: int = 0) -> BinaryIO:
         """A stored file from byte `start` on. Raises StorageError where it cannot be read."""
-        with _translated(f"{location}/{path}"):
-            stream = self._fs.open(f"{self._path(location)}/{inside(path)}", "rb")
+        with self._translated(f"{location}/{path}"):
+            stream = self._fs.open(f"{self._path(location)}/{inside(path)}", "rb", block_size=AHEAD_BYTES)
             stream.seek(start)
         return cast(BinaryIO, stream)
 
@@ -113,24 +134,24 @@ class ArtifactStore:
                 yield piece
 
     def _read(self, stream: BinaryIO, location: str, path: str, length: int) -> bytes:
-        with _translated(f"{location}/{path}"):
+        with self._translated(f"{location}/{path}"):
             return stream.read(length)
 
     def lines(self, location: str, path: str) -> Iterator[bytes]:
         """The lines of a stored file. Raises StorageError where it cannot be read."""
-        with _translated(f"{location}/{path}"), self.open(location, path) as stream:
+        with self._translated(f"{location}/{path}"), self.open(location, path) as stream:
             yield from stream
 
     def folders(self, kind: str) -> list[str]:
         """Locations of the folders below `kind`, those included that a copy was cut off in."""
-        with _translated(kind):
+        with self._translated(kind):
             root = self._path(kind)
             found = self._fs.ls(root, detail=False) if self._fs.isdir(root) else []
         return [f"{kind}/{PurePosixPath(str(path)).name}" for path in found]
 
     def written_at(self, location: str) -> float:
         """When something of the folder was last written, in seconds since 1970; 0.0 when it holds nothing."""
-        with _translated(location):
+        with self._translated(location):
             path = self._path(location)
             if self.is_local:
                 return Path(path).stat().st_ctime  # its mtime is that of the folder it was copied from
@@ -138,12 +159,35 @@ class ArtifactStore:
 
     def delete(self, location: str) -> None:
         """Remove a folder; one that is not there is fine. Raises StorageError."""
-        with _translated(location):
+        with self._translated(location):
             if self._fs.exists(self._path(location)):
                 self._fs.rm(self._path(location), recursive=True)
 
     def _path(self, location: str) -> str:
         return f"{self._root}/{inside(location)}"
+
+    @contextmanager
+    def _translated(self, what: str, missing: str = "Restore it from a backup") -> Iterator[None]:
+        """Name what the store's library raises. `missing`: what to do where there is nothing."""
+        try:
+            yield
+        except Exception as exc:
+            if not is_store_error(exc):
+                raise
+            reason = " ".join(str(getattr(exc, "strerror", None) or exc).split()).rstrip(".")
+            if reason.endswith(what):  # of a file that is gone, the library says its path alone
+                reason = "it is not there"
+            remedy = missing if isinstance(exc, FileNotFoundError) else HERE if self.is_local else ELSEWHERE
+            raise StorageError(f"the artifact store failed at {what}: {reason}", remedy=remedy) from exc
+
+
+def is_store_error(exc: Exception) -> bool:
+    """Whether a store's library may raise it where the store cannot be used; anything else is a bug."""
+    return isinstance(exc, OSError) or type(exc).__module__.partition(".")[0] in LIBRARIES
+
+
+def _unusable(url: str, why: str, remedy: str) -> UsageError:
+    return UsageError(f"the artifact store {url} cannot be used: {why}", remedy=remedy)
 
 
 @contextmanager
@@ -168,17 +212,3 @@ def inside(path: str) -> PurePosixPath:
     if parsed.is_absolute() or ".." in parsed.parts or not parsed.parts or "\0" in path or "\\" in path:
         raise InputError(f"{path[:80]!r} is no path inside a folder", remedy="Use a path that the listing names")
     return parsed
-
-
-@contextmanager
-def _translated(what: str) -> Iterator[None]:
-    """Name what the store's library raises."""
-    try:
-        yield
-    except Exception as exc:
-        if not isinstance(exc, OSError) and not type(exc).__module__.startswith("botocore"):
-            raise
-        reason = getattr(exc, "strerror", None) or str(exc)
-        raise StorageError(
-            f"the artifact store failed at {what}: {reason}", remedy="Free space, or check the store's rights"
-        ) from exc

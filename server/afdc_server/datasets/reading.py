@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from afdc.errors import StorageError
 from afdc.wire.datasets import Split, StoredFile
-from afdc_server.artifacts import ArtifactStore
+from afdc_server.artifacts import ArtifactStore, is_store_error
 
 SPLIT_FOLDERS: Mapping[Split, str] = {"default": "data", "rejected": "rejected"}
 BATCH_ROWS = 1024
@@ -124,7 +124,9 @@ def translated(what: str) -> Iterator[None]:
     """Name what Arrow and the store raise while a file is read."""
     try:
         yield
-    except (OSError, pa.ArrowException) as exc:
+    except Exception as exc:
+        if not isinstance(exc, pa.ArrowException) and not is_store_error(exc):
+            raise
         raise StorageError(f"{what} cannot be read: {exc}", remedy="Check the artifact store") from exc
 
 
