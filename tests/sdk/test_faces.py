@@ -20,7 +20,7 @@ from afdc.wire.jobs import Job
 from afdc.wire.models import Adapter
 from tests.sdk.service import ADAPTER, DATASET, JOB, NOW, TASK, Service, job, settle
 
-RESOURCES = ("seeds", "jobs", "datasets", "adapters", "keys")
+RESOURCES = ("seeds", "jobs", "datasets", "adapters", "keys", "engine")
 
 
 def operations(thing: Any) -> dict[str, str]:
@@ -75,6 +75,7 @@ def test_the_operations_that_are_documented() -> None:
     }
     assert found["adapters"] == {"get", "download"}
     assert found["keys"] == {"create", "list", "revoke"}
+    assert found["engine"] == {"adapters", "load", "unload"}
 
 
 def test_every_operation_is_explained() -> None:

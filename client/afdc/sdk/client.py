@@ -30,7 +30,7 @@ class BaseClient(Face[S]):
     """What both clients have.
 
     Attributes:
-        seeds, jobs, datasets, adapters, keys: the resources of the server.
+        seeds, jobs, datasets, adapters, keys, engine: the resources of the server.
     """
 
     def __init__(self, sender: S) -> None:
@@ -40,6 +40,7 @@ class BaseClient(Face[S]):
         self.datasets = Datasets(sender)
         self.adapters = Adapters(sender)
         self.keys = Keys(sender)
+        self.engine = engine.EngineControl(sender)
 
     @operation
     async def predict(

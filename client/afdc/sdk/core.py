@@ -101,9 +101,9 @@ def post(
     return Call("POST", path, parse, (), content, headers, repeatable or key is not None, patience_s)
 
 
-def delete(path: str) -> Call[Deleted]:
+def delete(path: str, *, patience_s: float = 0.0) -> Call[Deleted]:
     """A DELETE."""
-    return Call("DELETE", path, reply_as(Deleted), idempotent=True)
+    return Call("DELETE", path, reply_as(Deleted), idempotent=True, patience_s=patience_s)
 
 
 def route(*parts: str) -> str:

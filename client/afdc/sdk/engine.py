@@ -1,4 +1,4 @@
-"""What both clients do themselves: ask a job's adapter, and ask the engine."""
+"""What both clients do themselves: ask a job's adapter, and ask the engine. `client.engine`: what the engine holds."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from pydantic import ValidationError
 from afdc.errors import InputError, UsageError
 from afdc.inputs import check_text
 from afdc.records import type_name
-from afdc.sdk.core import checked, post, reply_as, route
+from afdc.sdk.core import checked, delete, get, post, reply_as, route
+from afdc.sdk.faces import Face, S, operation
 from afdc.sdk.seed_upload import TaskLike, read_task_like
 from afdc.sdk.sending import Sender, send
 from afdc.task import first_fault
+from afdc.wire.common import Deleted
 from afdc.wire.models import (
+    EngineAdapter,
+    EngineAdapterCreate,
+    EngineAdapters,
     GenerateCreate,
     GenerateReply,
     PredictCreate,
@@ -31,8 +36,45 @@ T = TypeVar("T")
 BATCH = 256
 """Texts or prompts a request: few enough that one is answered in minutes on a CPU and can be repeated."""
 PATIENCE_S = 600.0
+UNLOAD_PATIENCE_S = 60.0
+"""So long the server itself waits for an adapter's requests to end."""
 
 PromptLike = PromptIn | Mapping[str, Any] | str
+
+
+class EngineControl(Face[S]):
+    """The adapters in the engine's slots, for operators. Jobs and predictions load by themselves what they need."""
+
+    @operation
+    async def adapters(self) -> EngineAdapters:
+        """Every adapter that the engine knows, loaded or not, and its number of slots."""
+        return await send(self._sender, get(reply_as(EngineAdapters), route("engine", "adapters")))
+
+    @operation
+    async def load(self, adapter: str) -> EngineAdapter:
+        """Load an adapter that a job made, for instance before the first request for it comes.
+
+        Args:
+            adapter: its id.
+
+        Returns:
+            Its `name` is what `generate`, `score` and `unload` call it.
+        """
+        body = checked(EngineAdapterCreate, adapter=adapter)
+        call = post(reply_as(EngineAdapter), route("engine", "adapters"), body, repeatable=True, patience_s=PATIENCE_S)
+        return await send(self._sender, call)
+
+    @operation
+    async def unload(self, name: str) -> Deleted:
+        """Take an adapter out of its slot once its requests are done. Whoever needs it has it loaded again.
+
+        Args:
+            name: as `adapters` lists it.
+
+        Raises:
+            NotFoundError: none of this name is loaded.
+        """
+        return await send(self._sender, delete(route("engine", "adapters", name), patience_s=UNLOAD_PATIENCE_S))
 
 
 async def predict(sender: Sender, texts: str | Iterable[str], job: str | None, adapter: str | None) -> list[Prediction]:
