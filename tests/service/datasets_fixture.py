@@ -21,6 +21,7 @@ from afdc.presets import build_config
 from afdc.result import EvalSummary, RunResult
 from afdc.task import Task
 from afdc_server.accounts.store import create_key
+from afdc_server.accounts.uses import KeyUses
 from afdc_server.api import adapters, datasets, problems
 from afdc_server.api.deps import Heavy
 from afdc_server.artifacts import ArtifactStore
@@ -253,7 +254,7 @@ async def running(root: Path) -> AsyncIterator[World]:
     app.include_router(adapters.router, prefix="/v1")
     app.state.heavy = Heavy()
     app.state.services = SimpleNamespace(
-        db=db, artifacts=artifacts, settings=settings, secret=secret, rates=RateLimit(100_000)
+        db=db, artifacts=artifacts, settings=settings, secret=secret, rates=RateLimit(100_000), uses=KeyUses(db)
     )
     world = World(root, db, artifacts, settings, app, keys)
     yield world

@@ -142,7 +142,7 @@ def test_only_digests_are_stored_and_they_are_compared_in_constant_time(
         found = store.find_caller(connection, world.services.secret, key)
         wrong = store.find_caller(connection, b"another secret" * 4, key)
     assert found is not None
-    assert found[0].tenant == "timed"
+    assert found.tenant == "timed"
     assert wrong is None
     digest = account_keys.digest(world.services.secret, key)
     assert compared == [(digest, digest)]

@@ -15,7 +15,6 @@ from afdc_server.db.schema import api_keys, tenants
 from afdc_server.service.ids import KEY, new_id
 
 DEFAULT_TENANT = "default"
-USED_EVERY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +68,15 @@ def create_key(
     return StoredKey(**stored, scopes=tuple(scopes), last_used_at=None, revoked_at=None), key  # type: ignore[arg-type]  # a dict of mixed values
 
 
-def find_caller(connection: Connection, secret: bytes, key: str) -> tuple[Caller, bool] | None:
-    """Whose key this is, and whether its time of use is due to be noted; None for unknown and revoked ones."""
+def find_caller(connection: Connection, secret: bytes, key: str) -> Caller | None:
+    """Whose key this is; None for unknown and revoked ones."""
     if not key.startswith(PREFIX) or len(key) > MAX_KEY_CHARS:
         return None
     wanted = digest(secret, key)
     row = connection.execute(select(api_keys).where(api_keys.c.digest == wanted)).first()
     if row is None or row.revoked_at is not None or not hmac.compare_digest(row.digest, wanted):
         return None
-    is_due = row.last_used_at is None or time.time() - row.last_used_at > USED_EVERY_S
-    return Caller(row.tenant, row.id, frozenset(row.scopes)), is_due
+    return Caller(row.tenant, row.id, frozenset(row.scopes))
 
 
 def tokens_of(usage: Mapping[str, Any]) -> int:
@@ -90,11 +88,6 @@ def keep_spent(connection: Connection, tenant: str, usage: Mapping[str, Any]) ->
     """Count what a job has spent that the database is about to forget."""
     spent = tenants.c.spent_tokens + tokens_of(usage)
     connection.execute(update(tenants).where(tenants.c.id == tenant).values(spent_tokens=spent))
-
-
-def note_use(connection: Connection, key: str) -> None:
-    """Remember when the key of this id was used."""
-    connection.execute(update(api_keys).where(api_keys.c.id == key).values(last_used_at=time.time()))
 
 
 def has_key(connection: Connection, *, usable: bool) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
 
 from afdc.version import afdc_version
 from afdc.wire.common import API_PREFIX
@@ -27,14 +28,17 @@ DESCRIPTION = (
 
 
 def build_app(services: Services) -> FastAPI:
-    """Every route. The app starts and stops the hub; engine and runner belong to whoever made the services."""
+    """Every route. The app starts and stops the hub and the notes on keys; engine and runner belong to whoever made
+    the services."""
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         uploads.clear_spool(services.settings)
         services.hub.start()
+        services.uses.start()
         yield
         await services.hub.stop()
+        await run_in_threadpool(services.uses.stop)
 
     app = make_app(lifespan)
     app.state.services = services

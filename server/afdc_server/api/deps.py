@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, ParamSpec, TypeVar
@@ -15,9 +14,8 @@ from pydantic import AfterValidator
 from starlette.concurrency import run_in_threadpool
 from starlette.convertors import StringConvertor, register_url_convertor
 
-from afdc.errors import ConflictError, StorageError
 from afdc.wire.common import DEFAULT_PAGE, MAX_PAGE
-from afdc_server.accounts.store import Caller, find_caller, note_use
+from afdc_server.accounts.store import Caller, find_caller
 from afdc_server.service.errors import ForbiddenError, UnauthorizedError, missing
 from afdc_server.service.ids import JOB, VALID, is_id
 from afdc_server.service.services import Services
@@ -71,14 +69,11 @@ def identify(services: Services, key: str | None) -> Caller:
     if key is None:
         raise UnauthorizedError("no API key", remedy="Send it as Authorization: Bearer afdc_…")
     with services.db.read() as connection:
-        found = find_caller(connection, services.secret, key)
-    if found is None:
+        caller = find_caller(connection, services.secret, key)
+    if caller is None:
         raise UnauthorizedError("this API key is not valid", remedy="Check the key, or ask for a new one")
-    caller, is_due = found
     services.rates.take(caller.key)
-    if is_due:
-        with suppress(StorageError, ConflictError), services.db.write() as connection:  # a read must not need a write
-            note_use(connection, caller.key)
+    services.uses.note(caller.key)
     return caller
 
 

@@ -12,6 +12,7 @@ from afdc.layout import RunLayout
 from afdc_pipeline.seams import EncoderInfo, Engine, Progress
 from afdc_server.accounts.keys import load_secret
 from afdc_server.accounts.store import DEFAULT_TENANT, create_key, has_key
+from afdc_server.accounts.uses import KeyUses
 from afdc_server.artifacts import ArtifactStore
 from afdc_server.db.database import Database
 from afdc_server.db.migrate import upgrade
@@ -94,6 +95,7 @@ def _make_services(settings: ServerSettings, parts: HeavyParts, instance: Instan
         secret=load_secret(settings.secret_path),
         artifacts=artifacts,
         rates=RateLimit(settings.limits.requests_per_minute),
+        uses=KeyUses(database),
         hub=hub,
         engine=shared,
         runner=Runner(bench, settings, instance.name, hub.notify),
