@@ -222,6 +222,9 @@ def test_review_sends_label_studios_export_once(remote: Remote, world: World) ->
     dataset = json.loads(remote("jobs", job, "--json")[1])["dataset"]
     assert remote("review", dataset, "done.json")[1] == out
     assert "version 3, made from" in remote("review", job, "done.json")[2]
+    large = [{"history": "x" * (3 << 20)}] * 4  # beyond what other JSON bodies may have
+    Path("large.json").write_text(json.dumps([*large, {**task, "annotations": [annotation]}]))
+    assert "version 4, made from" in remote("review", job, "large.json")[2]
     assert Path("tasks.json.xml").read_text().startswith("<View")
     code, folder, err = remote("pull", out.strip(), "--out", "reviewed")
     assert (code, Path(folder.strip()).joinpath("data").is_dir()) == (0, True), err

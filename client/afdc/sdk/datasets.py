@@ -19,6 +19,9 @@ from afdc.sdk.seeds import operation_key
 from afdc.sdk.sending import Sender, send
 from afdc.wire.datasets import Dataset, ExportFormat, Review, ReviewFilter, ReviewsCreate, Row, Split
 
+REVIEW_PATIENCE_S = 240.0
+"""A large data set is written anew while the server is silent."""
+
 
 class RowFilters(TypedDict, total=False):
     """What `rows` can be narrowed down by; all that are given must hold."""
@@ -233,7 +236,8 @@ async def send_reviews(
 ) -> Dataset:
     """`POST /datasets/{id}/reviews`."""
     body = checked(ReviewsCreate, reviews=list(reviews), reviewer=reviewer)
-    call = post(reply_as(Dataset), route("datasets", id, "reviews"), body, key=operation_key(key))
+    path = route("datasets", id, "reviews")
+    call = post(reply_as(Dataset), path, body, key=operation_key(key), patience_s=REVIEW_PATIENCE_S)
     return await send(sender, call)
 
 
@@ -244,8 +248,8 @@ async def send_review_file(sender: Sender, id: str, path: str | Path) -> Dataset
     except OSError as exc:
         raise InputError(f"{path}: {exc.strerror}", remedy="Name the file that was exported") from exc
     headers = {"Content-Type": "application/json", IDEMPOTENCY_KEY: f"file-{sha256_bytes(content)}-{id}"}
-    path = route("datasets", id, "reviews")
-    return await send(sender, Call("POST", path, reply_as(Dataset), (), content, headers, idempotent=True))
+    where, parse = route("datasets", id, "reviews"), reply_as(Dataset)
+    return await send(sender, Call("POST", where, parse, (), content, headers, True, REVIEW_PATIENCE_S))
 
 
 async def load_table(

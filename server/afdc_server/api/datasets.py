@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import ValidationError
 from sqlalchemy import Connection
 
-from afdc.files import sha256_bytes
+from afdc.files import sha256_file
 from afdc.task import Task
-from afdc.wire.common import DEFAULT_PAGE, MAX_PAGE, Page
-from afdc.wire.datasets import Dataset, ExportFormat, ReviewFilter, ReviewsCreate, Row, Split
+from afdc.wire.common import DEFAULT_PAGE, MAX_PAGE, Fault, Page
+from afdc.wire.datasets import MAX_REVIEWS, Dataset, ExportFormat, ReviewFilter, ReviewsCreate, Row, Split
 from afdc_server.accounts.store import Caller
+from afdc_server.api.arrays import array_elements, first_character
 from afdc_server.api.bodies import JSON, require_json
 from afdc_server.api.deps import HeavyThreads, Held, JobsCaller, ReadCaller
 from afdc_server.api.files import BINARY, RESPONSES, attachment, file_reply, started
 from afdc_server.api.idempotency import Key, Once, answer_once, keep_reply
 from afdc_server.api.openapi import problems
-from afdc_server.api.problems import validation_error
+from afdc_server.api.problems import RequestError, validation_error
+from afdc_server.api.uploads import spooled
 from afdc_server.datasets.export import export_dataset
 from afdc_server.datasets.filters import RowFilter
-from afdc_server.datasets.labelstudio import TASKS, labelling_config, read_annotations
+from afdc_server.datasets.labelstudio import LabelStudioTask, labelling_config, read_annotations
 from afdc_server.datasets.pages import rows_page
 from afdc_server.datasets.store import StoredDataset, get_dataset
-from afdc_server.datasets.verdicts import Verdict, read_reviews
+from afdc_server.datasets.verdicts import INVALID_REVIEWS, Verdict, read_reviews
 from afdc_server.datasets.versions import Reviewing
+from afdc_server.service.errors import TooLargeError
 from afdc_server.service.services import Services
 
 router = APIRouter(tags=["datasets"])
@@ -182,21 +187,22 @@ async def review_rows(
 ) -> Response:
     """As `ReviewsCreate`, or as the JSON that Label Studio exports. The version that was reviewed stays as it is.
 
-    422 lists every review that cannot be used, and then nothing is stored.
+    422 lists every review that cannot be used, and then nothing is stored. An export may be larger than other JSON
+    bodies: docs/service.md has the limits.
     """
     require_json(request.headers)
-    body = await request.body()
-    return await heavy.run(_review, services, caller, id, body, key)
+    async with spooled(request, services.settings, ".json") as path:
+        return await heavy.run(_review, services, caller, id, path, key)
 
 
-def _review(services: Services, caller: Caller, id: str, body: bytes, key: str | None) -> Response:
-    once = Once.of(caller.tenant, key, f"POST /datasets/{id}/reviews", sha256_bytes(body))
+def _review(services: Services, caller: Caller, id: str, body: Path, key: str | None) -> Response:
+    once = Once.of(caller.tenant, key, f"POST /datasets/{id}/reviews", sha256_file(body))
 
     def created(connection: Connection, made: Dataset) -> Response:
         return keep_reply(connection, once, 201, made.model_dump_json(), f"/v1/datasets/{made.id}")
 
     def work() -> Response:
-        verdicts = _read_verdicts(body, dataset.task)
+        verdicts = _read_verdicts(body, dataset.task, services.settings.limits.json_bytes)
         reviewing = Reviewing(services.db, services.artifacts, services.settings.work)
         return reviewing.review(caller.tenant, id, verdicts, created)
 
@@ -204,14 +210,32 @@ def _review(services: Services, caller: Caller, id: str, body: bytes, key: str |
     return answer_once(services.db, once, work)
 
 
-def _read_verdicts(body: bytes, task: Task) -> list[Verdict]:
-    """A list is Label Studio's export; an object is the API's own form."""
-    try:
-        if body.lstrip()[:1] == b"[":
-            return read_annotations(TASKS.validate_json(body), task)
-        return read_reviews(ReviewsCreate.model_validate_json(body))
-    except ValidationError as exc:
-        raise validation_error(exc) from exc
+def _read_verdicts(body: Path, task: Task, json_bytes: int) -> list[Verdict]:
+    """A list is Label Studio's export, read task by task; an object is the API's own form, which is small.
+
+    `json_bytes`: what is read in one piece, a task or the whole object.
+    """
+    with body.open("rb") as stream:
+        if first_character(stream) == "[":
+            return read_annotations(_tasks(stream, json_bytes), task)
+        if (size := body.stat().st_size) > json_bytes:
+            message = f"{size:,} bytes of reviews that are no export of Label Studio, and {json_bytes:,} are allowed"
+            raise TooLargeError(message, remedy="Send fewer at once")
+        try:
+            return read_reviews(ReviewsCreate.model_validate_json(stream.read()))
+        except ValidationError as exc:
+            raise validation_error(exc) from exc
+
+
+def _tasks(stream: BinaryIO, largest: int) -> Iterator[LabelStudioTask]:
+    for number, text in enumerate(array_elements(stream, largest)):
+        if number == MAX_REVIEWS:
+            message = f"the export has more than {MAX_REVIEWS:,} tasks: export those that are annotated, or fewer"
+            raise RequestError(message, [Fault(code="too_long", message=message)], code=INVALID_REVIEWS)
+        try:
+            yield LabelStudioTask.model_validate_json(text)
+        except ValidationError as exc:
+            raise validation_error(exc, within=(number,)) from exc
 
 
 def _find(services: Services, caller: Caller, id: str) -> StoredDataset:

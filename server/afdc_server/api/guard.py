@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
@@ -10,6 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from afdc.errors import AfdcError
+from afdc.wire.common import API_PREFIX
 from afdc_server.api.problems import bug_problem, http_problem, log, request_id, respond
 from afdc_server.api.uploads import SUFFIXES
 from afdc_server.service.ids import REQUEST, new_id
@@ -17,6 +19,8 @@ from afdc_server.service.settings import Limits
 
 CLOSE = {"Connection": "close"}
 SAFE_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
+REVIEWS = re.compile(rf"{API_PREFIX}/datasets/[^/]+/reviews")
+STREAMS = re.compile(rf"{API_PREFIX}/seeds(/validate)?")
 MIN_BYTES_S = 1024
 GRACE = 4
 """Idle times that a body may take before its average speed counts."""
@@ -25,12 +29,20 @@ LINGER_S = 2.0
 client still writes may take the answer with it."""
 
 
+@dataclass(frozen=True)
+class Allowed:
+    """How many bytes a body may have, and what to do with a larger one."""
+
+    size: int
+    remedy: str
+
+
 @dataclass
 class Exchange:
     """One request and its answer: what was read of the body, and how far the answer is."""
 
     limits: Limits
-    limit: int
+    allowed: Allowed
     whole: bool
     receive_next: Receive
     send_next: Send
@@ -52,8 +64,8 @@ class Exchange:
         except TimeoutError as exc:
             raise HTTPException(408, "The body comes too slowly. Send it again", CLOSE) from exc
         self._count(message)
-        if self.read > self.limit:
-            raise too_large(self.limit)
+        if self.read > self.allowed.size:
+            raise too_large(self.allowed)
         return message
 
     def _patience(self) -> float:
@@ -102,7 +114,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         token = request_id.set(new_id(REQUEST))
-        exchange = Exchange(self._limits, self._limit(scope), not _has_body(scope), receive, send)
+        exchange = Exchange(self._limits, self._allowed(scope), not _has_body(scope), receive, send)
         try:
             await self._answer(scope, exchange)
         finally:
@@ -125,15 +137,19 @@ class Guard:
             else:
                 bug_problem(exc)
 
-    def _limit(self, scope: Scope) -> int:
+    def _allowed(self, scope: Scope) -> Allowed:
+        limits, path = self._limits, scope["path"]
+        if REVIEWS.fullmatch(path):
+            return Allowed(limits.review_bytes, "Export fewer tasks at once, for instance those that are annotated")
         kind = _header(scope, b"content-type").partition(";")[0].strip().lower()
-        return self._limits.upload_bytes if kind in SUFFIXES else self._limits.json_bytes
+        is_stream = kind in SUFFIXES and STREAMS.fullmatch(path) is not None
+        return Allowed(limits.upload_bytes if is_stream else limits.json_bytes, "Send less, or upload JSONL or CSV")
 
 
 def _refusal(scope: Scope, exchange: Exchange) -> HTTPException | None:
     """Why the request is not even shown to the app."""
-    if _told_length(scope) > exchange.limit:
-        return too_large(exchange.limit)
+    if _told_length(scope) > exchange.allowed.size:
+        return too_large(exchange.allowed)
     coding = _header(scope, b"content-encoding").strip().lower()
     if not exchange.whole and coding not in {"", "identity"}:
         message = f"Bodies with Content-Encoding {coding[:40]!a} are not read here. Send it as it is"
@@ -151,9 +167,9 @@ def _told_length(scope: Scope) -> int:
     return int(told[:20]) if told.isascii() and told.isdigit() else 0
 
 
-def too_large(limit: int) -> HTTPException:
-    """A body past the limit for its type."""
-    return HTTPException(413, f"The body is larger than {limit:,} bytes. Send less, or upload JSONL or CSV", CLOSE)
+def too_large(allowed: Allowed) -> HTTPException:
+    """A body past its limit."""
+    return HTTPException(413, f"The body is larger than {allowed.size:,} bytes. {allowed.remedy}", CLOSE)
 
 
 def _header(scope: Scope, name: bytes) -> str:

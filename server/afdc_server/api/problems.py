@@ -87,10 +87,10 @@ class RequestError(AfdcError):
         self.code = code
 
 
-def validation_error(exc: ValidationError, place: str = "") -> RequestError:
-    """What pydantic found in a body that was read by hand."""
+def validation_error(exc: ValidationError, place: str = "", within: tuple[int | str, ...] = ()) -> RequestError:
+    """What pydantic found in a body that was read by hand, or in the part of it that is at `within`."""
     found = exc.errors(include_url=False, include_input=False, include_context=False)[:SHOWN_FAULTS]
-    faults = [_fault({**one, "loc": ("body", *one["loc"])}) for one in found]
+    faults = [_fault({**one, "loc": ("body", *within, *one["loc"])}) for one in found]
     shown = "; ".join(f"{fault.pointer or 'body'}: {fault.message}" for fault in faults[:3])
     return RequestError(place + shown, faults)
 

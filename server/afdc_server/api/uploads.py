@@ -77,7 +77,7 @@ async def take(
         return
     if kind not in SUFFIXES:
         raise unread(kind, f"{JSON} or {', '.join(SUFFIXES)}")
-    async with _spooled(request, services.settings, SUFFIXES[kind]) as path:
+    async with spooled(request, services.settings, SUFFIXES[kind]) as path:
         yield await heavy.run(_from_file, path, options, instruction, services)
 
 
@@ -130,8 +130,8 @@ def _max_rows(services: Services, kind: SeedKind) -> int:
 
 
 @asynccontextmanager
-async def _spooled(request: Request, settings: ServerSettings, suffix: str) -> AsyncIterator[Path]:
-    """The body in a file of a temporary folder: it is read more than once, and never whole in memory.
+async def spooled(request: Request, settings: ServerSettings, suffix: str) -> AsyncIterator[Path]:
+    """The body in a file of a temporary folder, for what reads it more than once and never has it whole in memory.
 
     Raises:
         StorageError: the disk is full.

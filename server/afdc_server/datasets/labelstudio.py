@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field
 
 from afdc.task import Task
 from afdc.wire.common import Fault
@@ -49,9 +49,6 @@ class LabelStudioTask(_Foreign):
     data: dict[str, Any] = Field(default_factory=dict)
     meta: dict[str, Any] | None = None
     annotations: list[LabelStudioAnnotation] = Field(default_factory=list)
-
-
-TASKS = TypeAdapter(Annotated[list[LabelStudioTask], FailFast(), Field(max_length=MAX_REVIEWS)])
 
 
 def task_of_row(row: Mapping[str, Any], dataset: Dataset, split: Split, value: float) -> dict[str, Any]:
@@ -121,17 +118,19 @@ def _quoted(text: str) -> str:
     return f'"{escaped}"'
 
 
-def read_annotations(tasks: Sequence[LabelStudioTask], task: Task) -> list[Verdict]:
+def read_annotations(tasks: Iterable[LabelStudioTask], task: Task) -> list[Verdict]:
     """The verdicts of an export. Tasks without an annotation that says something are passed over.
 
     Of several annotations of a task the one that is marked as ground truth counts, else the latest.
 
     Raises:
-        RequestError: a task that names no row, an annotation with several labels, none at all, or too many.
+        RequestError: a task that names no row, an annotation with several labels, no annotation at all, or too many.
     """
     verdicts: list[Verdict] = []
     faults: list[Fault] = []
+    seen = 0
     for at, one in enumerate(tasks):
+        seen = at + 1
         found = _chosen(one)
         read = None if found is None else _read(one, *found, f"/{at}", task)
         if isinstance(read, Fault):
@@ -140,7 +139,7 @@ def read_annotations(tasks: Sequence[LabelStudioTask], task: Task) -> list[Verdi
             verdicts.append(read)
     refuse(faults)
     if not 1 <= len(verdicts) <= MAX_REVIEWS:
-        message = f"{len(verdicts):,} of the {len(tasks):,} tasks are annotated: 1 to {MAX_REVIEWS:,} can be taken"
+        message = f"{len(verdicts):,} of the {seen:,} tasks are annotated: 1 to {MAX_REVIEWS:,} can be taken"
         raise RequestError(message, [Fault(code="count", message=message)], code=INVALID_REVIEWS)
     return verdicts
 

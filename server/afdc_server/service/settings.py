@@ -29,6 +29,7 @@ class Limits(BaseModel):
 
     json_bytes: int = Field(default=8 * MIB, ge=1024, description="largest JSON body")
     upload_bytes: int = Field(default=1024 * MIB, ge=1024, description="largest JSONL or CSV body")
+    review_bytes: int = Field(default=64 * MIB, ge=1024, description="largest export of Label Studio as reviews")
     body_idle_s: float = Field(default=30.0, gt=0, description="longest pause inside a request's body, seconds")
     seed_rows: int = Field(default=100_000, ge=1, description="examples of a seed set")
     unlabeled_rows: int = Field(default=5_000_000, ge=1, description="texts of a set without labels")
