@@ -13,10 +13,11 @@ from sqlalchemy import func, select
 
 from afdc_server.db.schema import idempotency
 from afdc_server.jobs.rebuild import PUBLISHED
+from afdc_server.jobs.runner import DAY_S
 from afdc_server.jobs.sweep import OLD_S, REPLIES_S, Sweeper
 from afdc_server.ledger import SqlLedger
 from afdc_server.service.ids import ADAPTER, DATASET, JOB, SEED, new_id
-from tests.service.world import SETTINGS, World, finished, post_job, post_seeds, running
+from tests.service.world import SETTINGS, World, finished, post_job, post_seeds, running, wait_for
 
 
 @pytest.fixture
@@ -27,7 +28,8 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 def sweeper(world: World, later_s: float) -> Sweeper:
     services = world.services
-    return Sweeper(services.db, services.artifacts, services.settings.data, lambda: time.time() + later_s)
+    keep_work_s = services.settings.keep_work_days * DAY_S
+    return Sweeper(services.db, services.artifacts, services.settings.data, keep_work_s, lambda: time.time() + later_s)
 
 
 def tree(folder: Path) -> set[str]:
@@ -45,6 +47,7 @@ def test_what_is_old_and_unknown_goes_and_the_rest_stays(world: World) -> None:
     with world.client() as client:
         job = post_job(client, post_seeds(client))["id"]
         finished(client, job)
+    wait_for(lambda: not world.services.runner.running)  # it tidies its folder at the end
     before = tree(artifacts) | tree(work)
     places = [artifacts / "seeds" / new_id(SEED), artifacts / "datasets" / new_id(DATASET)]
     places += [artifacts / "adapters" / f".{new_id(ADAPTER)}.0.tmp", work / ".review-1", work / new_id(JOB)]

@@ -236,7 +236,10 @@ def resume_job(id: JobId, services: Held, caller: JobsCaller) -> Job:
 async def retry_job(
     id: JobId, services: Held, heavy: HeavyThreads, caller: JobsCaller, wanted: Again = None, key: Key = None
 ) -> Response:
-    """A failed, cancelled or expired job goes on from where it stopped. With `reviews` it becomes a new job (202)."""
+    """A failed, cancelled or expired job goes on from where it stopped, or from the beginning where its files are gone.
+
+    With `reviews` it becomes a new job (202).
+    """
     if wanted is None or not wanted.reviews:
         job = await run_in_threadpool(_steer, services, caller.tenant, id, "retry")
         return Response(job.model_dump_json(), 200, None, "application/json")

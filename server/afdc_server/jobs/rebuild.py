@@ -26,6 +26,7 @@ PUBLISHED = "published"
 """Name of the value that holds the ids under which the job's results are published: the data set's, and one by the
 name of each adapter."""
 DATASET_KEY = "dataset"
+NOTHING_HERE = "its files are not on this server: another one made them, or they were removed after its end"
 
 
 def whole_result(layout: RunLayout) -> RunResult | None:
@@ -81,10 +82,13 @@ def prepare_folder(ledger: SqlLedger, layout: RunLayout, artifacts: ArtifactStor
 def find_damage(ledger: SqlLedger, layout: RunLayout) -> str:
     """The first finished file that is not what the ledger says; "" for none."""
     store = ParquetStore(layout.chunks)
+    references, trained = ledger.references(), ledger.results("train-")
+    if (references or trained) and not layout.root.exists():
+        return NOTHING_HERE
     try:
-        for ref in ledger.references():
+        for ref in references:
             store.get(ref)
-        for result in ledger.results("train-"):
+        for result in trained:
             if result["adapter"]:
                 verify_adapter(layout.adapters / result["adapter"])
     except AfdcError as exc:

@@ -47,7 +47,7 @@ class Runner:
         self._settings = settings
         self._instance = instance
         self._told = told
-        self._sweeper = Sweeper(bench.db, bench.artifacts, settings.data)
+        self._sweeper = Sweeper(bench.db, bench.artifacts, settings.data, settings.keep_work_days * DAY_S)
         self.worker = f"{instance}:{time.time_ns():x}"
         self._running: dict[str, JobThread] = {}
         self._lock = threading.Lock()

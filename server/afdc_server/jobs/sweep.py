@@ -1,7 +1,8 @@
 """What killed processes leave behind, removed once it is old: nobody can still be at work on it.
 
 Folders are published before the database names them, so a kill between the two leaves one that no row knows; one in the
-middle of a copy leaves half of one. Replies to idempotent requests are kept for a week.
+middle of a copy leaves half of one. Replies to idempotent requests are kept for a week, and files of ended jobs for as
+long as the operator says (`leftovers`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from afdc_server.artifacts import ArtifactStore
 from afdc_server.datasets.publish import ADAPTERS, DATASETS
 from afdc_server.db.database import Database
 from afdc_server.db.schema import adapters, datasets, idempotency, seed_sets, service_jobs
+from afdc_server.jobs.leftovers import listed, sweep_work
 from afdc_server.jobs.rebuild import PUBLISHED, published_locations
 from afdc_server.ledger.schema import values
 from afdc_server.seeds.store import SEEDS
@@ -37,14 +39,21 @@ class Sweeper:
 
     Args:
         data: the data folder, where this server alone writes.
+        keep_work_s: how long the files of a job stay after its end, in seconds.
     """
 
     def __init__(
-        self, db: Database, artifacts: ArtifactStore, data: Path, clock: Callable[[], float] = time.time
+        self,
+        db: Database,
+        artifacts: ArtifactStore,
+        data: Path,
+        keep_work_s: float,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._db = db
         self._artifacts = artifacts
         self._data = data
+        self._keep_work_s = keep_work_s
         self._clock = clock
         self._due = clock() + FIRST_S
 
@@ -64,7 +73,7 @@ class Sweeper:
                 log.info("leftovers removed", count=len(removed))
 
     def sweep(self) -> list[str]:
-        """Remove what is old and unknown. Returns its names.
+        """Remove what is old and unknown, and what ended jobs need no longer. Returns its names.
 
         Raises:
             StorageError: database, store or folder cannot be read or written.
@@ -73,7 +82,8 @@ class Sweeper:
         with self._db.write() as connection:
             connection.execute(delete(idempotency).where(idempotency.c.created_at < now - REPLIES_S))
         before = now - OLD_S
-        return [*self._sweep_artifacts(before), *self._sweep_folders(before), *self._sweep_cache(before)]
+        left = [*self._sweep_artifacts(before), *self._sweep_folders(before), *self._sweep_cache(before)]
+        return left + [f"{WORK}/{name}" for name in sweep_work(self._db, self._data / WORK, now - self._keep_work_s)]
 
     def _sweep_artifacts(self, before: float) -> Iterator[str]:
         listed = [one for kind in KINDS for one in self._artifacts.folders(kind)]
@@ -90,7 +100,7 @@ class Sweeper:
             jobs = set(connection.execute(select(service_jobs.c.id)).scalars())
             served = set(connection.execute(select(adapters.c.id)).scalars())
         for root, prefix, known in ((WORK, JOB, jobs), (SERVED, ADAPTER, served)):
-            for folder in _listed(self._data / root):
+            for folder in listed(self._data / root):
                 is_left = folder.name.startswith(".") or (is_id(folder.name, prefix) and folder.name not in known)
                 if is_left and folder.is_dir() and folder.stat().st_ctime < before:
                     shutil.rmtree(folder, ignore_errors=True)
@@ -98,15 +108,11 @@ class Sweeper:
 
     def _sweep_cache(self, before: float) -> Iterator[str]:
         """Copies of files of a store elsewhere; whoever wants one again fetches it again."""
-        for folder in _listed(self._data / CACHE):
-            for file in _listed(folder):
+        for folder in listed(self._data / CACHE):
+            for file in listed(folder):
                 if file.is_file() and file.stat().st_ctime < before:
                     file.unlink(missing_ok=True)
                     yield f"{CACHE}/{file.name}"
-
-
-def _listed(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 def _known_locations(connection: Connection) -> set[str]:

@@ -34,6 +34,7 @@ from afdc_server.db.open import DatabaseAwayError
 from afdc_server.encoder import resolve_encoder
 from afdc_server.jobs import store
 from afdc_server.jobs.failures import describe_error
+from afdc_server.jobs.leftovers import trim
 from afdc_server.jobs.planned import Planned
 from afdc_server.jobs.progress import JobProgress, RecordedRounds, usage_of
 from afdc_server.jobs.rebuild import (
@@ -233,6 +234,8 @@ class JobThread(threading.Thread):
             values = {"result": result.model_dump(mode="json"), "usage": usage_of(ledger), "dataset": ids[DATASET_KEY]}
             progress = {"fraction": 1.0, "eta_seconds": 0.0, "counts": {}}
             store.act(connection, self.job, "finish", told, adapter=final, stage="", progress=progress, **values)
+        self._told()
+        trim(self._layout)
 
     def _published_ids(self, ledger: SqlLedger, result: RunResult) -> dict[str, str]:
         """Ids of what is published, settled once: a repeat after a kill publishes under the same ones.

@@ -64,6 +64,7 @@ class ServerSettings(BaseSettings):
     lease_s: float = Field(default=30.0, gt=0, description="seconds without a sign of life until a job is taken over")
     shutdown_s: float = Field(default=25.0, gt=0, description="seconds that running jobs get to stop")
     paused_days: float = Field(default=30.0, gt=0, description="days after which a paused job expires")
+    keep_work_days: float = Field(default=30.0, ge=0, description="days that the files of a job stay after its end")
     log_format: str = Field(default="auto", pattern="^(auto|json|text)$", description="auto: text on a terminal")
 
     @field_validator("jobs")
