@@ -78,6 +78,17 @@ def test_a_database_without_room_fails_nothing_once_there_is_room(tmp_path: Path
         check_whole(world, client, job)
 
 
+def test_a_slow_database_only_takes_longer(tmp_path: Path) -> None:
+    """Every statement takes as long as one that crosses a poor network."""
+    with running(tmp_path, lease_s=LEASE_S) as world, world.client() as client:
+        event.listen(world.services.db.engine, "before_cursor_execute", lambda *_: time.sleep(0.02))
+        job = post_job(client, post_seeds(client), settings=SETTINGS)["id"]
+        done = finished(client, job)
+        assert done["status"] == "succeeded", done["error"]
+        assert starts_of(client, job) == 1, "the lease ran out"
+        check_whole(world, client, job)
+
+
 def test_a_database_that_stays_away_is_told_and_ends_no_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The runner, the event hub and readiness all live through it."""
     monkeypatch.setattr(opening, "BUSY_TIMEOUT_S", 0.1)

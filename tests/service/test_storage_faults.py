@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -89,27 +90,65 @@ def check_whole(world: World, client: httpx.Client, job: str) -> None:
     assert sum(one.final for one in adapters) == 1
 
 
+def check_recovery(world: World, client: httpx.Client, disk: Disk, seeds: str, codes: set[str], what: str) -> int:
+    """A job with the disk as it is: it succeeds, or fails by one of these codes and succeeds when tried again.
+
+    Returns how many of its calls failed.
+    """
+    job = post_job(client, seeds, settings=SETTINGS)["id"]
+    ended = finished(client, job)
+    hits = disk.hits
+    disk.heal()
+    if ended["status"] != "succeeded":
+        assert (ended["status"], ended["error"]["retryable"], ended["dataset"]) == ("failed", True, None), what
+        assert ended["error"]["code"] in codes, f"{what}: {ended['error']}"
+        client.post(f"/jobs/{job}/retry")
+        assert finished(client, job)["status"] == "succeeded", what
+    check_whole(world, client, job)
+    return hits
+
+
+def check_calls(root: Path, disk: Disk, error: int, calls: Iterable[int]) -> int:
+    """Jobs with a fault from each of these durable calls on, one call or all that follow; returns how many were met."""
+    met = 0
+    with running(root, running_jobs=1) as world, world.client() as client:
+        seeds = post_seeds(client)
+        for number, call in enumerate(calls):
+            disk.break_at(call, error, times=1 if number % 2 else 1000)
+            met += check_recovery(world, client, disk, seeds, {"storage"}, f"call {call}") > 0
+    return met
+
+
 @pytest.mark.parametrize("error", ERRORS, ids=[errno.errorcode[one] for one in ERRORS])
 def test_a_disk_that_fails_at_any_call_fails_the_job_which_then_goes_on(tmp_path: Path, disk: Disk, error: int) -> None:
+    assert check_calls(tmp_path, disk, error, range(1 + ERRORS.index(error) * 5, STEPS, 23)) >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", ERRORS, ids=[errno.errorcode[one] for one in ERRORS])
+def test_the_same_at_every_call(tmp_path: Path, disk: Disk, error: int) -> None:
+    assert check_calls(tmp_path, disk, error, range(1, STEPS)) > STEPS / 2
+
+
+class Opening(Disk):
+    """Files cannot be opened, to be read or to be written."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        super().__init__(patch)
+        patch.setattr(io, "open", self._wrap(io.open))
+
+
+def test_a_file_that_cannot_be_opened_once_fails_the_job_which_then_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Opening(monkeypatch)
     with running(tmp_path, running_jobs=1) as world, world.client() as client:
         seeds = post_seeds(client)
-        met = 0
-        for number, call in enumerate(range(1 + ERRORS.index(error) * 5, STEPS, 23)):
-            disk.break_at(call, error, times=1 if number % 2 else 1000)
-            job = post_job(client, seeds, settings=SETTINGS)["id"]
-            ended = finished(client, job)
-            met += disk.hits
-            if ended["status"] != "succeeded":
-                assert (ended["status"], ended["error"]["code"]) == ("failed", "storage"), f"call {call}"
-                assert ended["error"]["retryable"]
-                assert "could not read or write" in ended["error"]["message"]
-                assert ended["dataset"] is None
-                disk.heal()
-                client.post(f"/jobs/{job}/retry")
-                assert finished(client, job)["status"] == "succeeded"
-            disk.heal()
-            check_whole(world, client, job)
-        assert met >= 5
+        disk.break_at(1 << 30, errno.EIO, times=1)
+        finished(client, post_job(client, seeds, settings=SETTINGS)["id"])
+        for call in range(20, disk.calls, 60):
+            disk.break_at(call, errno.EIO, times=1)
+            check_recovery(world, client, disk, seeds, {"storage", "adapter", "trainer"}, f"call {call}")
 
 
 @contextmanager

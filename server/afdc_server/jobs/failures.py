@@ -33,6 +33,7 @@ SHOWN_CHARS = 4000
 def describe_error(exc: Exception) -> dict[str, Any]:
     """`JobError` of the job. The server's own faults are told in full to its log alone: their words name hosts, paths
     and lines of logs."""
+    exc = _translated(exc)
     is_user = isinstance(exc, USER_ERRORS)
     return {
         "code": exc.code if isinstance(exc, AfdcError) else INTERNAL,
@@ -40,6 +41,13 @@ def describe_error(exc: Exception) -> dict[str, Any]:
         "category": "user" if is_user else "server",
         "retryable": not is_user,
     }
+
+
+def _translated(exc: Exception) -> Exception:
+    """Whatever a job reads or writes is the server's store. A connection that breaks is none of it."""
+    if isinstance(exc, OSError) and not isinstance(exc, (ConnectionError, TimeoutError)):
+        return StorageError(str(exc))
+    return exc
 
 
 def _words(exc: Exception) -> str:
