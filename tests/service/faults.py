@@ -201,7 +201,8 @@ def examine(root: Path, database_url: str = "", artifacts: Path | None = None) -
     check_stages(events)
     for one in (dataset, *adapters):
         check_files(store / one.location, one.files)
-    assert sorted(path.name for path in (store / "datasets").iterdir() if path.name[0] != ".") == [dataset.id]
+    for kind, ids in (("datasets", [dataset.id]), ("adapters", sorted(one.id for one in adapters))):
+        assert sorted(path.name for path in (store / kind).iterdir() if path.name[0] != ".") == ids
     assert (dataset.job, row.dataset, [one.id for one in adapters if one.final]) == (JOB, dataset.id, [row.adapter])
     rows, rejected = (read_split(store / dataset.location / split) for split in ("data", "rejected"))
     assert len(rows) == dataset.rows == row.result["dataset"]["rows"]

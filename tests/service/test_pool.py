@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from afdc.adapter import MANIFEST_FILE
 from afdc.errors import AdapterError
 from afdc_server.jobs.pool import AdapterPool
-from tests.service.slow_engine import SECONDS, SLOTS, TASK, SlowEngine, check_at_rest, folder, make_pool
+from tests.service.slow_engine import SECONDS, SLOTS, TASK, SlowEngine, check_at_rest, folder, make_pool, manifest_of
 
 
 async def use(pool: AdapterPool, engine: SlowEngine, *names: str) -> None:
@@ -59,6 +60,26 @@ async def test_a_name_stands_for_one_folder() -> None:
         await use(pool, SlowEngine(), "never-added")
     with pytest.raises(AdapterError, match="slots"):
         await use(pool, SlowEngine(), "a", "b", "c", "d")
+
+
+async def test_two_folders_with_the_same_files_are_one_adapter_until_both_are_removed(tmp_path: Path) -> None:
+    engine = SlowEngine()
+    pool = make_pool(engine)
+    mine, published = tmp_path / "mine" / "a", tmp_path / "published"
+    for place in (mine, published):
+        place.mkdir(parents=True)
+        (place / MANIFEST_FILE).write_text(manifest_of("a").model_dump_json())
+    await pool.add(mine)
+    await pool.add(published, "a")
+    await pool.remove("a", mine)
+    await use(pool, engine, "a")
+    await pool.remove("a", mine)
+    assert (engine.loads, set(pool.entries())) == (["a"], {"a"})
+    await pool.add(mine)
+    await pool.remove("a", published)
+    await pool.remove("a", mine)
+    assert engine.loaded == set()
+    check_at_rest(pool, engine)
 
 
 async def test_two_who_add_the_same_one_do_not_depend_on_each_other() -> None:

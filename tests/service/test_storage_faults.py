@@ -19,7 +19,7 @@ from sqlalchemy import select
 from afdc.errors import StorageError
 from afdc.layout import RunLayout
 from afdc_server.db import schema
-from afdc_server.jobs import work
+from afdc_server.jobs import checkpoints, work
 from afdc_server.jobs.rebuild import PUBLISHED, published_locations
 from afdc_server.ledger import SqlLedger
 from afdc_server.service.ids import ADAPTER, DATASET, new_id
@@ -228,17 +228,29 @@ def test_ids_that_another_server_settled_for_its_own_adapters_are_given_up(
 def test_a_job_that_is_deleted_before_it_was_published_whole_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: Any) -> None:
-        raise StorageError("the store is away")
+    def fail(module: Any, name: str) -> None:
+        real = getattr(module, name)
+
+        def publish(*given: Any) -> None:
+            real(*given)
+            raise StorageError("the store is away")
+
+        monkeypatch.setattr(module, name, publish)
 
     with running(tmp_path) as world, world.client() as client:
-        monkeypatch.setattr(work, "publish_adapter", fail)
+        stored = world.services.settings.data / "artifacts"
+        fail(work, "publish_dataset")
+        whole = post_job(client, post_seeds(client), settings=SETTINGS)["id"]
+        assert finished(client, whole)["status"] == "failed"
+        adapters = len(list((stored / "adapters").iterdir()))
+        fail(checkpoints, "publish_adapter")
         job = post_job(client, post_seeds(client), settings=SETTINGS)["id"]
         assert finished(client, job)["status"] == "failed"
-        stored = world.services.settings.data / "artifacts" / "datasets"
-        assert len(list(stored.iterdir())) == 1
-        assert client.delete(f"/jobs/{job}").status_code == 200
-        assert list(stored.iterdir()) == []
+        assert len(list((stored / "datasets").iterdir())) == 1
+        assert len(list((stored / "adapters").iterdir())) == adapters + 1
+        for one in (whole, job):
+            assert client.delete(f"/jobs/{one}").status_code == 200
+        assert [*(stored / "datasets").iterdir(), *(stored / "adapters").iterdir()] == []
         assert not (world.services.settings.work / job).exists()
 
 

@@ -173,7 +173,7 @@ class Jobs(Face[S]):
 
     @operation
     async def checkpoints(self, id: str) -> Sequence[Checkpoint]:
-        """The adapters that its rounds made."""
+        """The adapters that its rounds made, those of a running, cancelled or failed job too: `client.adapters`."""
         return (await send(self._sender, get(reply_as(Checkpoints), route("jobs", id, "checkpoints")))).data
 
 

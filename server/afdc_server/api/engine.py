@@ -107,7 +107,10 @@ def _adapter_for(services: Services, tenant: str, wanted: PredictCreate) -> Stor
             return get_adapter(connection, tenant, wanted.adapter)
         job = store.get(connection, tenant, wanted.job or "")
         if job.adapter is None:
-            raise InputError(f"job {job.id} is {job.status} and has no adapter", remedy="Wait until it has succeeded")
+            raise InputError(
+                f"job {job.id} is {job.status} and has no adapter",
+                remedy="Wait until it has succeeded, or name an adapter of its checkpoints",
+            )
         return get_adapter(connection, tenant, job.adapter)
 
 

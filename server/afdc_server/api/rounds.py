@@ -72,6 +72,7 @@ def _flat(result: RoundResult) -> dict[str, Any]:
 
 @router.get("/jobs/{id:id}/checkpoints", summary="Adapters of its rounds", responses=problems(401, 403, 404, 429, 503))
 def get_checkpoints(id: JobId, services: Held, caller: ReadCaller) -> Checkpoints:
+    """Each from the end of its round on, whatever becomes of the job; `final` is set when the job has succeeded."""
     with services.db.read() as connection:
         store.get(connection, caller.tenant, id)
         where = (adapters.c.job == id, adapters.c.tenant == caller.tenant)

@@ -129,8 +129,8 @@ def insert_adapter(
     adapter_id: str,
     facts: AdapterFacts,
     *,
-    final: bool,
-    activated: bool,
+    final: bool = False,
+    activated: bool = True,
 ) -> None:
     """Say that the adapter is there. `final`: it is the one that the job hands out."""
     connection.execute(

@@ -10,11 +10,11 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from afdc.adapter import AdapterManifest
+from afdc.adapter import AdapterManifest, read_manifest
 from afdc.errors import AdapterError
 from afdc_pipeline.seams import Engine
 from afdc_server.engine.tasks import see_through
@@ -25,6 +25,7 @@ class Entry:
     """An adapter that jobs may name.
 
     Attributes:
+        folders: where it lies: a job's own, and the published copy that clients ask for.
         manifest: None until it was loaded for the first time.
         users: requests that it must stay loaded for.
         used_at: epoch seconds.
@@ -34,7 +35,7 @@ class Entry:
     """
 
     name: str
-    folder: Path
+    folders: list[Path]
     manifest: AdapterManifest | None = None
     loaded: bool = False
     users: int = 0
@@ -78,9 +79,11 @@ class AdapterPool:
             AdapterError: it failed; another one of this name, if there is any, is untouched.
         """
         name = name or folder.name
-        entry = self._entries.setdefault(name, Entry(name, folder))
-        if entry.folder != folder:
-            raise AdapterError(f"another adapter is known under the name {name}")
+        entry = self._entries.setdefault(name, Entry(name, [folder]))
+        if folder not in entry.folders:
+            if not _same_files(entry.folders[0], folder):
+                raise AdapterError(f"another adapter is known under the name {name}")
+            entry.folders.append(folder)
         entry.adding += 1
         try:
             async with self._use([entry]):
@@ -91,13 +94,19 @@ class AdapterPool:
             if entry.manifest is None and not entry.adding and self._entries.get(name) is entry:
                 self._dismiss(entry)
 
-    async def remove(self, name: str) -> None:
+    async def remove(self, name: str, folder: Path | None = None) -> None:
         """Forget an adapter once its requests are done. Unknown names are ignored.
 
         Where the wait is cancelled, its place is free for the next one all the same.
+
+        Args:
+            folder: forget this one alone: whoever has added the adapter from another one keeps it.
         """
         entry = self._entries.get(name)
-        if entry is None:
+        if entry is None or (folder is not None and folder not in entry.folders):
+            return
+        if folder is not None and len(entry.folders) > 1:
+            entry.folders.remove(folder)
             return
         self._dismiss(entry)
         await entry.idle.wait()
@@ -220,11 +229,18 @@ class AdapterPool:
             if not entry.loaded:
                 await self._make_room(entry)
             try:
-                entry.manifest = await self._engine.load_adapter(entry.folder)  # of a live one: nothing is done
+                entry.manifest = await self._load_from(entry.folders)
             except AdapterError:
                 entry.loaded = False
                 raise
             entry.loaded, entry.in_doubt = True, False
+
+    async def _load_from(self, folders: Sequence[Path]) -> AdapterManifest:
+        """From the first folder that the engine takes: one copy may be damaged. Of a live adapter nothing is done."""
+        for folder in folders[:-1]:
+            with suppress(AdapterError):
+                return await self._engine.load_adapter(folder)
+        return await self._engine.load_adapter(folders[-1])
 
     async def _make_room(self, entry: Entry) -> None:
         """Take out what is leaving under the same name, then as many idle ones as have to go."""
@@ -240,6 +256,14 @@ class AdapterPool:
         self._forget_gone(entry)
         if was_loaded:
             await see_through(self._engine.unload_adapter(entry.name))
+
+
+def _same_files(known: Path, other: Path) -> bool:
+    """Whether two folders hold the same adapter, as their manifests list it. What is loaded is verified besides."""
+    try:
+        return read_manifest(known).files == read_manifest(other).files
+    except AdapterError:
+        return False
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from afdc.result import RoundResult
@@ -91,10 +91,17 @@ def _usage(totals: Mapping[str, float], seconds: Mapping[tuple[int, str], float]
 class RecordedRounds(list[RoundResult]):
     """The loop's history, kept in the ledger too: each round once, with its event, however often the job is started."""
 
-    def __init__(self, ledger: SqlLedger, told: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        ledger: SqlLedger,
+        told: Callable[[], None],
+        publish: Callable[[Sequence[RoundResult]], None] = lambda _: None,
+    ) -> None:
+        """`publish` puts the adapters of the rounds so far where clients find them, before they are told of."""
         super().__init__()
         self._ledger = ledger
         self._told = told
+        self._publish = publish
 
     def append(self, result: RoundResult) -> None:
         """A round is done."""
@@ -113,6 +120,7 @@ class RecordedRounds(list[RoundResult]):
 
     def _keep(self) -> None:
         """A job that was started again tells of its rounds anew: what is known of later ones stays."""
+        self._publish(self)
         known = self._ledger.get_value(ROUNDS) or []
         rounds = [result.model_dump(mode="json") for result in self]
         kept = [*rounds, *known[len(rounds) :]]

@@ -8,6 +8,7 @@ then begins anew instead of failing at the first file that it misses.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from afdc.adapter import verify_adapter
@@ -60,10 +61,13 @@ def _is_fold(folder: Path) -> bool:
     return len(parts) == 3 and parts[1].startswith("f") and parts[1][1:].isdigit()
 
 
-def prepare_folder(ledger: SqlLedger, layout: RunLayout, artifacts: ArtifactStore) -> bool:
+def prepare_folder(ledger: SqlLedger, layout: RunLayout, artifacts: ArtifactStore, told: Collection[str]) -> bool:
     """Let a job go on from what is finished, or from the beginning where some of that is missing or damaged.
 
     Returns whether it begins anew.
+
+    Args:
+        told: folders in the artifact store that clients know of: they stay until the job has others in their place.
 
     Raises:
         StorageError: the folder or the artifact store cannot be written.
@@ -71,7 +75,7 @@ def prepare_folder(ledger: SqlLedger, layout: RunLayout, artifacts: ArtifactStor
     reason = find_damage(ledger, layout)
     if not reason:
         return False
-    locations = published_locations(ledger.get_value(PUBLISHED) or {})
+    locations = [one for one in published_locations(ledger.get_value(PUBLISHED) or {}) if one not in told]
     _remove(layout)  # before the ledger forgets: whoever is killed in between finds the damage again
     ledger.forget(reason)
     for location in locations:

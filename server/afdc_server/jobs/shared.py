@@ -56,7 +56,7 @@ class JobEngine:
         self._shared = shared
         self._host = shared.host
         self._tally = Tally()
-        self._names: set[str] = set()
+        self._folders: dict[str, Path] = {}  # of its adapters, by name
         self._tasks: set[asyncio.Task[Any]] = set()  # of this job on the engine's loop
         self._has_turn = False
         self._busy_s = 0.0
@@ -79,9 +79,9 @@ class JobEngine:
         try:
             await self._reclaim()
         finally:
-            while self._names:
+            while self._folders:
                 with suppress(EngineError):  # an engine that has ended holds none
-                    await self._shared.pool.remove(self._names.pop())
+                    await self._shared.pool.remove(*self._folders.popitem())
 
     @contextmanager
     def _tracked(self) -> Iterator[None]:
@@ -115,7 +115,7 @@ class JobEngine:
                 return await self._host.engine.score(texts, task, adapter)
 
     async def load_adapter(self, folder: Path) -> AdapterManifest:
-        self._names.add(folder.name)
+        self._folders[folder.name] = folder
         return await self._host.run(self._add(folder))
 
     async def _add(self, folder: Path) -> AdapterManifest:
@@ -123,12 +123,13 @@ class JobEngine:
             return await self._shared.pool.add(folder)
 
     async def unload_adapter(self, name: str) -> None:
-        self._names.discard(name)
-        await self._host.run(self._remove(name))
+        folder = self._folders.pop(name, None)
+        if folder is not None:
+            await self._host.run(self._remove(name, folder))
 
-    async def _remove(self, name: str) -> None:
+    async def _remove(self, name: str, folder: Path) -> None:
         with self._tracked():
-            await self._shared.pool.remove(name)
+            await self._shared.pool.remove(name, folder)
 
     async def health(self) -> Health:
         return await self._host.run(self._host.engine.health())

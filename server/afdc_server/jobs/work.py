@@ -21,30 +21,17 @@ from afdc.wire.jobs import JobCreate
 from afdc_pipeline.seams import Engine
 from afdc_server.accounts.store import keep_spent
 from afdc_server.artifacts import ArtifactStore
-from afdc_server.datasets.publish import (
-    AdapterFacts,
-    DatasetFacts,
-    insert_adapter,
-    insert_dataset,
-    publish_adapter,
-    publish_dataset,
-)
+from afdc_server.datasets.publish import insert_dataset, publish_dataset
 from afdc_server.db.database import Database
 from afdc_server.db.open import DatabaseAwayError
 from afdc_server.encoder import resolve_encoder
 from afdc_server.jobs import store
+from afdc_server.jobs.checkpoints import Checkpoints
 from afdc_server.jobs.failures import describe_error
 from afdc_server.jobs.leftovers import trim
 from afdc_server.jobs.planned import Planned
 from afdc_server.jobs.progress import JobProgress, RecordedRounds, usage_of
-from afdc_server.jobs.rebuild import (
-    DATASET_KEY,
-    PUBLISHED,
-    adapter_folders,
-    prepare_folder,
-    published_locations,
-    whole_result,
-)
+from afdc_server.jobs.rebuild import DATASET_KEY, prepare_folder, whole_result
 from afdc_server.jobs.request import check_written, find_inputs, write_inputs
 from afdc_server.jobs.shared import JobEngine, SharedEngine
 from afdc_server.jobs.states import StateError
@@ -54,7 +41,6 @@ from afdc_server.local.lengths import check_lengths
 from afdc_server.local.plan import plan_request
 from afdc_server.local.request import CheckedRequest, RunRequest
 from afdc_server.models import ModelRef
-from afdc_server.service.ids import ADAPTER, DATASET, new_id
 
 STARTS_IN_VAIN = 10
 log = structlog.get_logger("afdc.jobs")
@@ -169,7 +155,7 @@ class JobThread(threading.Thread):
         done = await asyncio.to_thread(whole_result, self._layout)
         if done is not None:
             return done
-        if await asyncio.to_thread(prepare_folder, ledger, self._layout, self._bench.artifacts):
+        if await asyncio.to_thread(self._prepare_folder, ledger):
             with self._bench.db.write() as connection:
                 keep_spent(connection, self.tenant, self._row.usage)
         config = RunConfig.model_validate(self._row.config)
@@ -190,6 +176,9 @@ class JobThread(threading.Thread):
                 f"and this server has {info.model} at {info.model_revision}",
                 remedy="Retry it on a server with that model, or make a new job",
             )
+
+    def _prepare_folder(self, ledger: SqlLedger) -> bool:
+        return prepare_folder(ledger, self._layout, self._bench.artifacts, self._checkpoints(ledger).locations())
 
     def _prepare(self, config: RunConfig) -> tuple[RunRequest, CheckedRequest]:
         wanted = JobCreate.model_validate(self._row.request)
@@ -213,7 +202,7 @@ class JobThread(threading.Thread):
             self._bench.trainer,
             self._bench.encoder,
             ledger=lambda _layout, _job: ledger,
-            rounds=lambda: RecordedRounds(ledger, self._told),
+            rounds=lambda: RecordedRounds(ledger, self._told, self._checkpoints(ledger).keep),
         )
 
     def _finish(self, ledger: SqlLedger, result: RunResult) -> None:
@@ -221,57 +210,23 @@ class JobThread(threading.Thread):
         with ledger.transaction() as connection:
             store.act(connection, self.job, "export")
         self._told()
-        ids = self._published_ids(ledger, result)
+        checkpoints = self._checkpoints(ledger)
+        ids, new = checkpoints.publish_all()
         dataset = publish_dataset(self._bench.artifacts, self._layout.dataset, ids[DATASET_KEY])
-        folders = adapter_folders(self._layout)
-        adapters = [publish_adapter(self._bench.artifacts, folder, ids[folder.name]) for folder in folders]
-        refused = {one["adapter"] for one in ledger.results("swap-") if one["refused"]}
         RecordedRounds(ledger, self._told).extend(result.rounds)  # another server may have told of fewer
         with ledger.transaction() as connection:
-            self._insert(connection, ids, dataset, adapters, result, refused)
+            insert_dataset(
+                connection, self.tenant, self.job, ids[DATASET_KEY], dataset, version=1, parent=None, reviewed=0
+            )
+            replaced = checkpoints.finish(connection, new, result)
             final = ids.get(result.adapter.name) if result.adapter else None
             told = {"dataset": ids[DATASET_KEY], "adapter": final, "rows": dataset.rows}
             values = {"result": result.model_dump(mode="json"), "usage": usage_of(ledger), "dataset": ids[DATASET_KEY]}
             progress = {"fraction": 1.0, "eta_seconds": 0.0, "counts": {}}
             store.act(connection, self.job, "finish", told, adapter=final, stage="", progress=progress, **values)
         self._told()
+        checkpoints.forget(replaced)
         trim(self._layout)
 
-    def _published_ids(self, ledger: SqlLedger, result: RunResult) -> dict[str, str]:
-        """Ids of what is published, settled once: a repeat after a kill publishes under the same ones.
-
-        Those that another server has settled for adapters of its own training are given up with what lies there.
-        """
-        ids: dict[str, str] = ledger.get_value(PUBLISHED) or {}
-        names = [folder.name for folder in adapter_folders(self._layout)]
-        if ids.keys() != {DATASET_KEY, *names}:
-            given_up = published_locations(ids)
-            ids = {DATASET_KEY: new_id(DATASET), **{name: new_id(ADAPTER) for name in names}}
-            ledger.set_value(PUBLISHED, ids)
-            for location in given_up:
-                self._bench.artifacts.delete(location)
-        return ids
-
-    def _insert(
-        self,
-        connection: Any,
-        ids: dict[str, str],
-        dataset: DatasetFacts,
-        adapters: list[AdapterFacts],
-        result: RunResult,
-        refused: set[str],
-    ) -> None:
-        """`refused`: adapters that the engine would not serve."""
-        insert_dataset(connection, self.tenant, self.job, ids[DATASET_KEY], dataset, version=1, parent=None, reviewed=0)
-        idle = refused | {one.adapter for one in result.rounds if not one.activated}
-        final = result.adapter.name if result.adapter else ""
-        for facts in adapters:
-            insert_adapter(
-                connection,
-                self.tenant,
-                self.job,
-                ids[facts.name],
-                facts,
-                final=facts.name == final,
-                activated=facts.name not in idle,
-            )
+    def _checkpoints(self, ledger: SqlLedger) -> Checkpoints:
+        return Checkpoints(self._bench.db, self._bench.artifacts, ledger, self._layout, self.tenant)
