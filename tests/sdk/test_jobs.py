@@ -186,9 +186,12 @@ async def test_get_can_wait(client: Any, service: Service) -> None:
 
 
 async def test_actions(client: Any, service: Service) -> None:
-    for action, status in (("cancel", "cancelling"), ("pause", "pausing"), ("resume", "queued")):
-        service.on(f"POST /v1/jobs/{JOB}/{action}", httpx.ReadError("cut"), job(status))
+    for action, status in (("cancel", "cancelling"), ("pause", "pausing"), ("resume", "queued"), ("retry", "queued")):
+        path = f"POST /v1/jobs/{JOB}/{action}"
+        service.on(path, httpx.ReadError("cut"), job(status))
         assert (await settle(getattr(client.jobs, action)(JOB))).status == status
+        assert len(service.seen(path)) == 2
+        assert len({request.headers["idempotency-key"] for request in service.seen(path)}) == 1
     service.on(LOOK, job())
     handle = await settle(client.jobs.get(JOB))
     for action, status in (("cancel", "cancelling"), ("pause", "pausing"), ("resume", "queued")):
@@ -196,12 +199,10 @@ async def test_actions(client: Any, service: Service) -> None:
         assert handle.status == status
     service.on(f"POST /v1/jobs/{JOB}/retry", job("queued"))
     assert (await settle(client.jobs.retry(JOB, reviews=[DATASET]))).status == "queued"
-    assert service.requests[-1].headers["idempotency-key"], (
-        "with reviews it makes a job: a lost reply must not make two"
-    )
+    assert service.requests[-1].headers["idempotency-key"]
     assert body(service.requests[-1]) == {"reviews": [DATASET]}
-    await settle(client.jobs.retry(JOB))
-    assert "idempotency-key" not in service.requests[-1].headers
+    await settle(client.jobs.retry(JOB, idempotency_key="mine"))
+    assert service.requests[-1].headers["idempotency-key"] == "mine"
     service.on(f"DELETE /v1/jobs/{JOB}", {"id": JOB})
     assert (await settle(client.jobs.delete(JOB))).deleted
 

@@ -137,9 +137,9 @@ async def test_a_key_of_the_user_s(client: Any, service: Service) -> None:
 
 @pytest.mark.parametrize("error", [httpx.ReadError("cut"), problem(503, "x"), problem(500, "x")])
 async def test_what_is_not_idempotent_is_sent_once(client: Any, service: Service, error: Any) -> None:
-    service.on(f"POST /v1/jobs/{JOB}/retry", error, job("queued"))
+    service.on("POST /v1/keys", error)
     with pytest.raises((UnreachableError, ServerFailedError)):
-        await settle(client.jobs.retry(JOB))
+        await settle(client.keys.create("ci"))
     assert len(service.requests) == 1
 
 

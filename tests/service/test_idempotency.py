@@ -13,7 +13,8 @@ from fastapi.responses import Response
 from afdc.errors import ConflictError, StorageError
 from afdc_server.api.idempotency import Once, answer_once, keep_reply
 from afdc_server.db.database import Database
-from tests.service.world import finished, post_job, running, seed_body
+from tests.service.test_limits import idle
+from tests.service.world import finished, post_job, post_seeds, running, seed_body
 
 
 def test_whoever_comes_second_over_another_server_gets_the_first_ones_reply(tmp_path: Path) -> None:
@@ -62,3 +63,35 @@ def test_a_commit_whose_answer_is_lost_keeps_its_rows(tmp_path: Path, monkeypatc
         id = again.json()["id"]
         assert client.get(f"/seeds/{id}/examples").json()["data"]
         assert finished(client, post_job(client, id)["id"])["status"] == "succeeded"
+
+
+def test_a_retry_that_is_sent_twice_is_one_retry(tmp_path: Path) -> None:
+    with idle(tmp_path) as world, world.client() as client:
+        job = post_job(client, post_seeds(client))["id"]
+        client.post(f"/jobs/{job}/cancel")
+        first, second = (client.post(f"/jobs/{job}/retry", headers={"Idempotency-Key": "k"}) for _ in range(2))
+        assert (first.status_code, second.status_code) == (200, 200)
+        assert first.json() == second.json()
+        assert "Idempotency-Replayed" not in first.headers
+        assert second.headers["Idempotency-Replayed"] == "true"
+        assert client.post(f"/jobs/{job}/retry", headers={"Idempotency-Key": "other"}).status_code == 409
+        assert client.post(f"/jobs/{job}/retry").status_code == 409
+        reused = client.post(f"/jobs/{job}/cancel", headers={"Idempotency-Key": "k"})
+        assert (reused.status_code, reused.json()["code"]) == (422, "idempotency_key_reused")
+
+
+def test_steering_tells_a_repeat_what_it_told_first(tmp_path: Path) -> None:
+    """Although the job has moved on: a reply that was lost is no reason to be told of a conflict."""
+    with running(tmp_path) as world, world.client() as client:
+        job = post_job(client, post_seeds(client))["id"]
+        told = {}
+        for action in ("pause", "resume", "cancel"):
+            reply = client.post(f"/jobs/{job}/{action}", headers={"Idempotency-Key": action})
+            assert reply.status_code == 200, reply.text
+            told[action] = reply.json()
+            assert "Location" not in reply.headers
+        finished(client, job)
+        for action, before in told.items():
+            again = client.post(f"/jobs/{job}/{action}", headers={"Idempotency-Key": action})
+            assert (again.status_code, again.json()) == (200, before)
+        assert client.post(f"/jobs/{job}/resume").status_code == 409

@@ -11,6 +11,7 @@ from afdc.sdk.datasets import DatasetHandle, read_dataset
 from afdc.sdk.exceptions import NotReadyError
 from afdc.sdk.faces import Face, S, feed, operation
 from afdc.sdk.render import job_html, job_line
+from afdc.sdk.seeds import operation_key
 from afdc.sdk.sending import Sender, send
 from afdc.sdk.streaming import stream_events
 from afdc.sdk.waiting import LIVE_POLL_S, look_call, require_success, wait_until_over
@@ -129,5 +130,5 @@ def await_remedy(job: Job) -> str:
 
 
 async def act(sender: Sender, id: str, action: Action) -> Job:
-    """`POST /jobs/{id}/{action}`. Asking twice is asking once."""
-    return await send(sender, post(reply_as(Job), route("jobs", id, action), repeatable=True))
+    """`POST /jobs/{id}/{action}`. A repeat hears the first answer: meanwhile the job may have come to its end."""
+    return await send(sender, post(reply_as(Job), route("jobs", id, action), key=operation_key()))

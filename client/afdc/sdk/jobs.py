@@ -144,11 +144,14 @@ class Jobs(Face[S]):
         return await act(self._sender, id, "resume")
 
     @operation
-    async def retry(self, id: str, *, reviews: Sequence[str] = ()) -> JobHandle[S]:
-        """Put a job that is over back into the queue, or with `reviews` (ids of data sets) make a new one out of it."""
+    async def retry(self, id: str, *, reviews: Sequence[str] = (), idempotency_key: str | None = None) -> JobHandle[S]:
+        """Put a job that is over back into the queue, or with `reviews` (ids of data sets) make a new one out of it.
+
+        Args:
+            idempotency_key: as in `create`.
+        """
         body = checked(JobRetry, reviews=list(reviews))
-        key = operation_key() if reviews else None  # without reviews a second retry would be refused: it is queued
-        call = post(reply_as(Job), route("jobs", id, "retry"), body, key=key)
+        call = post(reply_as(Job), route("jobs", id, "retry"), body, key=operation_key(idempotency_key))
         return JobHandle(self._sender, await send(self._sender, call))
 
     @operation

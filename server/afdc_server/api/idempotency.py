@@ -124,7 +124,7 @@ def _stored_reply(connection: Connection, once: Once) -> Response | None:
     return Response(bytes(row.reply), row.status, headers, "application/json")
 
 
-def keep_reply(connection: Connection, once: Once, status: int, reply: str, location: str) -> Response:
+def keep_reply(connection: Connection, once: Once, status: int, reply: str, location: str = "") -> Response:
     """Store the reply in the request's own transaction, and return it."""
     if once.key is not None:
         connection.execute(
@@ -138,4 +138,4 @@ def keep_reply(connection: Connection, once: Once, status: int, reply: str, loca
                 created_at=time.time(),
             )
         )
-    return Response(reply, status, {"Location": location}, "application/json")
+    return Response(reply, status, {"Location": location} if location else None, "application/json")

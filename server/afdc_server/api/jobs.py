@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Query, Response
 from sqlalchemy import select
@@ -192,36 +192,45 @@ def _read(services: Services, tenant: str, id: str) -> store.JobRow:
         return store.get(connection, tenant, id)
 
 
-def _steer(services: Services, tenant: str, id: str, action: Action) -> Job:
-    with services.db.write() as connection:
-        store.get(connection, tenant, id)
-        if action == "retry":
-            check_room(connection, services, tenant)
-        store.act(connection, id, action)
-        row = store.get(connection, tenant, id)
+def _steer(services: Services, tenant: str, id: str, action: Action, key: str | None) -> Response:
+    """Move the job, or tell again what the first request with this key was told: the job may have moved on since."""
+    once = Once.of(tenant, key, f"POST /jobs/{id}/{action}", None)
+
+    def work() -> Response:
+        with services.db.write() as connection:
+            store.get(connection, tenant, id)
+            if action == "retry":
+                check_room(connection, services, tenant)
+            store.act(connection, id, action)
+            return keep_reply(connection, once, 200, to_wire(store.get(connection, tenant, id)).model_dump_json())
+
+    reply = answer_once(services.db, once, work)
     services.hub.notify(id)
     services.runner.wake()
-    return to_wire(row)
+    return reply
 
 
-STEERING = problems(401, 403, 404, 409, 429, 503)
+STEERING: dict[int | str, dict[str, Any]] = {
+    200: {"headers": headers("Idempotency-Replayed")},
+    **problems(401, 403, 404, 409, 422, 429, 503),
+}
 
 
-@router.post("/jobs/{id:id}/cancel", summary="Stop a job for good", responses=STEERING)
-def cancel_job(id: JobId, services: Held, caller: JobsCaller) -> Job:
-    """Its finished rounds stay; `retry` goes on from there."""
-    return _steer(services, caller.tenant, id, "cancel")
+@router.post("/jobs/{id:id}/cancel", response_model=Job, summary="Stop a job for good", responses=STEERING)
+def cancel_job(id: JobId, services: Held, caller: JobsCaller, key: Key = None) -> Response:
+    """Its finished rounds stay, with their adapters; `retry` goes on from there."""
+    return _steer(services, caller.tenant, id, "cancel", key)
 
 
-@router.post("/jobs/{id:id}/pause", summary="Stop a job for now", responses=STEERING)
-def pause_job(id: JobId, services: Held, caller: JobsCaller) -> Job:
+@router.post("/jobs/{id:id}/pause", response_model=Job, summary="Stop a job for now", responses=STEERING)
+def pause_job(id: JobId, services: Held, caller: JobsCaller, key: Key = None) -> Response:
     """It lets go of the engine at its next safe point, and keeps everything finished."""
-    return _steer(services, caller.tenant, id, "pause")
+    return _steer(services, caller.tenant, id, "pause", key)
 
 
-@router.post("/jobs/{id:id}/resume", summary="Go on with a paused job", responses=STEERING)
-def resume_job(id: JobId, services: Held, caller: JobsCaller) -> Job:
-    return _steer(services, caller.tenant, id, "resume")
+@router.post("/jobs/{id:id}/resume", response_model=Job, summary="Go on with a paused job", responses=STEERING)
+def resume_job(id: JobId, services: Held, caller: JobsCaller, key: Key = None) -> Response:
+    return _steer(services, caller.tenant, id, "resume", key)
 
 
 @router.post(
@@ -229,6 +238,7 @@ def resume_job(id: JobId, services: Held, caller: JobsCaller) -> Job:
     response_model=Job,
     summary="Try again",
     responses={
+        200: {"headers": headers("Idempotency-Replayed")},
         202: {**CREATED, "model": Job, "description": "With reviews: the new job"},
         **problems(401, 403, 404, 408, 409, 413, 415, 422, 429, 503),
     },
@@ -241,8 +251,7 @@ async def retry_job(
     With `reviews` it becomes a new job (202).
     """
     if wanted is None or not wanted.reviews:
-        job = await run_in_threadpool(_steer, services, caller.tenant, id, "retry")
-        return Response(job.model_dump_json(), 200, None, "application/json")
+        return await run_in_threadpool(_steer, services, caller.tenant, id, "retry", key)
     return await heavy.run(_retry_with, services, caller, id, wanted, key)
 
 
