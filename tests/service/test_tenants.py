@@ -14,7 +14,7 @@ from afdc_server.api.app import make_app
 from tests.service.world import SETTINGS, World, dump, finished, post_job, post_seeds, running, seed_body
 
 PATHS: dict[str, dict[str, Any]] = make_app().openapi()["paths"]
-OPERATORS = ("/v1/keys", "/v1/engine", "/v1/generate", "/v1/score")
+OPERATORS = ("/v1/keys", "/v1/tenants", "/v1/engine", "/v1/generate", "/v1/score")
 OWNED = [
     (method.upper(), path)
     for path, item in PATHS.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
@@ -19,11 +19,12 @@ DEFAULT_TENANT = "default"
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: every query of theirs names the tenant."""
+    """Who asks: every query of theirs names the tenant. `own`: the tenant's own limits."""
 
     tenant: str
     key: str
     scopes: frozenset[str]
+    own: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def may(self, scope: str) -> bool:
         """Whether the key has the scope; admin has all, and jobs includes read."""
@@ -73,10 +74,11 @@ def find_caller(connection: Connection, secret: bytes, key: str) -> Caller | Non
     if not key.startswith(PREFIX) or len(key) > MAX_KEY_CHARS:
         return None
     wanted = digest(secret, key)
-    row = connection.execute(select(api_keys).where(api_keys.c.digest == wanted)).first()
+    both = select(api_keys, tenants.c.limits).join(tenants, tenants.c.id == api_keys.c.tenant)
+    row = connection.execute(both.where(api_keys.c.digest == wanted)).first()
     if row is None or row.revoked_at is not None or not hmac.compare_digest(row.digest, wanted):
         return None
-    return Caller(row.tenant, row.id, frozenset(row.scopes))
+    return Caller(row.tenant, row.id, frozenset(row.scopes), row.limits)
 
 
 def tokens_of(usage: Mapping[str, Any]) -> int:
@@ -85,7 +87,7 @@ def tokens_of(usage: Mapping[str, Any]) -> int:
 
 
 def keep_spent(connection: Connection, tenant: str, usage: Mapping[str, Any]) -> None:
-    """Count what a job has spent that the database is about to forget."""
+    """Count what no job's row tells: what a direct request has spent, or a job that is about to be forgotten."""
     spent = tenants.c.spent_tokens + tokens_of(usage)
     connection.execute(update(tenants).where(tenants.c.id == tenant).values(spent_tokens=spent))
 

@@ -15,7 +15,20 @@ from afdc.wire.common import API_PREFIX
 from afdc.wire.datasets import ReviewsCreate
 from afdc.wire.jobs import Event
 from afdc.wire.seeds import SeedSetCreate
-from afdc_server.api import adapters, datasets, engine, events, health, jobs, keys, problems, rounds, seeds, uploads
+from afdc_server.api import (
+    adapters,
+    datasets,
+    engine,
+    events,
+    health,
+    jobs,
+    keys,
+    problems,
+    rounds,
+    seeds,
+    tenants,
+    uploads,
+)
 from afdc_server.api.deps import Heavy, Require
 from afdc_server.api.guard import Guard
 from afdc_server.api.openapi import complete, operations
@@ -58,7 +71,7 @@ def make_app(lifespan: Any = None) -> FastAPI:
         strict_content_type=False,
         generate_unique_id_function=_operation_id,
     )
-    for module in (seeds, jobs, rounds, events, datasets, adapters, engine, keys):
+    for module in (seeds, jobs, rounds, events, datasets, adapters, engine, keys, tenants):
         app.include_router(module.router, prefix=API_PREFIX)
     app.include_router(health.router)
     problems.install(app)

@@ -72,7 +72,7 @@ def identify(services: Services, key: str | None) -> Caller:
         caller = find_caller(connection, services.secret, key)
     if caller is None:
         raise UnauthorizedError("this API key is not valid", remedy="Check the key, or ask for a new one")
-    services.rates.take(caller.key)
+    services.rates.take(caller.key, caller.own.get("requests_per_minute"))
     services.uses.note(caller.key)
     return caller
 

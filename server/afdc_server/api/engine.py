@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,12 +34,15 @@ from afdc.wire.models import (
     ScoreReply,
 )
 from afdc_pipeline.seams import Generated, GenerateRequest, Sampling
+from afdc_server.accounts.limits import with_own
+from afdc_server.accounts.store import Caller
 from afdc_server.api.bodies import ApiRoute
 from afdc_server.api.deps import AdminCaller, Held, ReadCaller
 from afdc_server.api.openapi import SAMPLE, examples, problems
 from afdc_server.api.room import Room
 from afdc_server.commands import OpenLabeller
 from afdc_server.datasets.store import StoredAdapter, get_adapter
+from afdc_server.engine.metering import Tally, current_tally
 from afdc_server.jobs import store
 from afdc_server.service.errors import BusyError, missing
 from afdc_server.service.ids import ADAPTER, JOB
@@ -70,16 +74,34 @@ async def predict(
     wanted: Annotated[PredictCreate, Body(openapi_examples=PREDICT)], services: Held, caller: ReadCaller
 ) -> Predictions:
     """Calibrated distributions over the labels. A text that cannot be scored has an `error` in its place."""
+    await check_tokens(services, caller)
     adapter = await run_in_threadpool(_adapter_for, services, caller.tenant, wanted)
     folder = await run_in_threadpool(local_adapter, services, adapter)
     texts = [check_text(text, f"texts[{number}]") for number, text in enumerate(wanted.texts)]
-    with room.take(len(texts), services.settings.limits.engine_texts):
-        found = await services.engine.host.run(_read(services, folder, adapter.wire.name, texts))
+    with room.take(len(texts), services.settings.limits.engine_texts), spending(services, caller) as tally:
+        found = await services.engine.host.run(_read(services, folder, adapter.wire.name, texts, tally))
     return Predictions(adapter=adapter.wire.id, data=found)
 
 
-async def _read(services: Services, folder: Path, name: str, texts: list[str]) -> list[Prediction]:
-    """On the engine's loop."""
+async def check_tokens(services: Services, caller: Caller) -> None:
+    """Refuse what the caller's tenant has no tokens for. Raises TooManyError."""
+    if with_own(services.settings.limits, caller.own).tenant_tokens is not None:
+        await run_in_threadpool(services.budgets.check_request, caller.tenant)
+
+
+@contextmanager
+def spending(services: Services, caller: Caller) -> Iterator[Tally]:
+    """What is counted in the tally is on the caller's tenant, also where the request breaks off."""
+    tally = Tally()
+    try:
+        yield tally
+    finally:
+        services.budgets.spend(caller.tenant, tally.prompt_tokens + tally.completion_tokens)
+
+
+async def _read(services: Services, folder: Path, name: str, texts: list[str], tally: Tally) -> list[Prediction]:
+    """On the engine's loop, in a task of its own."""
+    current_tally.set(tally)
     pool, host = services.engine.pool, services.engine.host
     manifest = await pool.add(folder, name)
     async with pool.hold({manifest.name}):
@@ -122,12 +144,15 @@ def local_adapter(services: Services, found: StoredAdapter) -> Path:
 
 @router.post("/generate", summary="Generate with the engine", responses=ENGINE_PROBLEMS)
 async def generate(
-    wanted: Annotated[GenerateCreate, Body(openapi_examples=GENERATE)], services: Held, _caller: AdminCaller
+    wanted: Annotated[GenerateCreate, Body(openapi_examples=GENERATE)], services: Held, caller: AdminCaller
 ) -> GenerateReply:
     """Batched with everything else that runs. A refused prompt has an `error`; the others are answered."""
+    await check_tokens(services, caller)
     requests = [_request(number, one, wanted.sampling) for number, one in enumerate(wanted.prompts)]
-    with room.take(sum(one.n for one in wanted.prompts), services.settings.limits.engine_texts):
-        found = {one.id: one async for one in services.engine.host.stream(lambda: _generate(services, requests))}
+    draws = sum(one.n for one in wanted.prompts)
+    with room.take(draws, services.settings.limits.engine_texts), spending(services, caller) as tally:
+        answers = services.engine.host.stream(lambda: _generate(services, requests, tally))
+        found = {one.id: one async for one in answers}
     named = zip(wanted.prompts, requests, strict=True)
     data = [_generated(found[request.id], one.id or request.id) for one, request in named]
     return GenerateReply(data=data, model=services.engine.host.info.model)
@@ -146,7 +171,9 @@ def _message(number: int, fields: dict[str, str]) -> Message:
     return Message(role=fields["role"], content=fields["content"])
 
 
-async def _generate(services: Services, requests: list[GenerateRequest]) -> AsyncIterator[Generated]:
+async def _generate(services: Services, requests: list[GenerateRequest], tally: Tally) -> AsyncIterator[Generated]:
+    """On the engine's loop, in a task of its own."""
+    current_tally.set(tally)
     async with services.engine.pool.hold({one.adapter for one in requests}):
         async for item in services.engine.host.engine.generate(requests):
             yield item
@@ -160,13 +187,15 @@ def _generated(found: Generated, id: str) -> GeneratedOut:
 
 @router.post("/score", summary="Label log-probabilities from the engine", responses=ENGINE_PROBLEMS)
 async def score(
-    wanted: Annotated[ScoreCreate, Body(openapi_examples=SCORE)], services: Held, _caller: AdminCaller
+    wanted: Annotated[ScoreCreate, Body(openapi_examples=SCORE)], services: Held, caller: AdminCaller
 ) -> ScoreReply:
     """Exact log-probabilities of every label's token sequence, over the whole vocabulary."""
     if wanted.task.is_open:
         raise InputError("the task has no labels to score", remedy="Name its labels, or use POST /generate")
+    await check_tokens(services, caller)
 
-    async def work() -> ScoreReply:
+    async def work(tally: Tally) -> ScoreReply:
+        current_tally.set(tally)
         async with services.engine.pool.hold({wanted.adapter}):
             scores = await services.engine.host.engine.score(wanted.texts, wanted.task, wanted.adapter)
         rows = [[float(p) if math.isfinite(p) else None for p in row] for row in scores.logprobs]
@@ -177,8 +206,8 @@ async def score(
             model=services.engine.host.info.model,
         )
 
-    with room.take(len(wanted.texts), services.settings.limits.engine_texts):
-        return await services.engine.host.run(work())
+    with room.take(len(wanted.texts), services.settings.limits.engine_texts), spending(services, caller) as tally:
+        return await services.engine.host.run(work(tally))
 
 
 @router.get("/engine/adapters", summary="Adapters that the engine knows", responses=problems(401, 403, 429, 503))

@@ -25,6 +25,7 @@ from afdc.wire.jobs import (
 from afdc_server.accounts.store import Caller
 from afdc_server.api.bodies import ApiRoute
 from afdc_server.api.deps import HeavyThreads, Held, JobId, JobsCaller, Paged, ReadCaller
+from afdc_server.api.engine import check_tokens
 from afdc_server.api.idempotency import Key, Once, answer_once, keep_reply
 from afdc_server.api.openapi import SAMPLE, examples, headers, links, problems
 from afdc_server.api.paging import fetch, make_page
@@ -122,9 +123,10 @@ async def preview_job(
 
     Nothing is stored.
     """
+    await check_tokens(services, caller)
     config, inputs = await heavy.run(check_job, services, caller.tenant, wanted)
     with _previews.take(1, PREVIEWS_AT_ONCE):
-        return await make_preview(services, config, inputs, rows)
+        return await make_preview(services, caller.tenant, config, inputs, rows)
 
 
 @router.get("/jobs", summary="List jobs, newest first", responses=problems(401, 403, 422, 429, 503))

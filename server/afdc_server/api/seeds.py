@@ -80,7 +80,7 @@ async def create_seeds(
 ) -> Response:
     """As JSON, or as a stream of JSONL, CSV or (texts alone) plain text. 422 lists every fault with its line."""
     options = Wanted(kind, on_invalid, name, task_of(instruction, label, task), {})
-    async with take(request, services, heavy, options, instruction) as upload:
+    async with take(request, services, caller, heavy, options, instruction) as upload:
         return await heavy.run(_store, services, caller, upload, key)
 
 
@@ -158,7 +158,7 @@ async def validate_seeds(
     request: Request,
     services: Held,
     heavy: HeavyThreads,
-    _caller: ReadCaller,
+    caller: ReadCaller,
     kind: KindQuery = "seeds",
     on_invalid: OnInvalidQuery = "reject",
     instruction: InstructionQuery = "",
@@ -167,7 +167,7 @@ async def validate_seeds(
 ) -> SeedReport:
     """200 with the report, also when it says that the examples cannot be used."""
     options = Wanted(kind, on_invalid, "", task_of(instruction, label, task), {})
-    async with take(request, services, heavy, options, instruction) as upload:
+    async with take(request, services, caller, heavy, options, instruction) as upload:
         return upload.intake.report
 
 

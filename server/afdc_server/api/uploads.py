@@ -17,13 +17,15 @@ from afdc.errors import StorageError
 from afdc.records import read_records
 from afdc.task import Label, Task
 from afdc.wire.seeds import OnInvalid, SeedKind, SeedSetCreate
+from afdc_server.accounts.limits import with_own
+from afdc_server.accounts.store import Caller
 from afdc_server.api.bodies import JSON, media_type, parse_json, unread
 from afdc_server.api.deps import Heavy
 from afdc_server.api.problems import validation_error
 from afdc_server.scratch import scratch_folder
 from afdc_server.seeds.intake import Intake, check_wording, records_of, take_in, take_in_texts
 from afdc_server.service.services import Services
-from afdc_server.service.settings import ServerSettings
+from afdc_server.service.settings import Limits, ServerSettings
 
 SUFFIXES = {
     "application/jsonl": ".jsonl",
@@ -68,17 +70,18 @@ def task_of(instruction: str, labels: list[str] | None, task: str) -> Task | Non
 
 @asynccontextmanager
 async def take(
-    request: Request, services: Services, heavy: Heavy, options: Wanted, instruction: str
+    request: Request, services: Services, caller: Caller, heavy: Heavy, options: Wanted, instruction: str
 ) -> AsyncIterator[Upload]:
     """The upload, checked. Its rows can be read until the end of the block."""
     kind = media_type(request.headers)
+    limits = with_own(services.settings.limits, caller.own)
     if kind == JSON:
-        yield await heavy.run(_from_json, await request.body(), services)
+        yield await heavy.run(_from_json, await request.body(), limits)
         return
     if kind not in SUFFIXES:
         raise unread(kind, f"{JSON} or {', '.join(SUFFIXES)}")
     async with spooled(request, services.settings, SUFFIXES[kind]) as path:
-        yield await heavy.run(_from_file, path, options, instruction, services)
+        yield await heavy.run(_from_file, path, options, instruction, limits)
 
 
 def _read_body(body: bytes) -> SeedSetCreate:
@@ -88,7 +91,7 @@ def _read_body(body: bytes) -> SeedSetCreate:
         raise validation_error(exc) from exc
 
 
-def _from_json(body: bytes, services: Services) -> Upload:
+def _from_json(body: bytes, limits: Limits) -> Upload:
     data = _read_body(body)
     if data.task is not None:
         check_wording(data.task)
@@ -99,13 +102,13 @@ def _from_json(body: bytes, services: Services) -> Upload:
         task=data.task,
         kind=data.kind,
         on_invalid=data.on_invalid,
-        max_rows=_max_rows(services, data.kind),
+        max_rows=_max_rows(limits, data.kind),
     )
     return Upload(wanted, intake)
 
 
-def _from_file(path: Path, wanted: Wanted, instruction: str, services: Services) -> Upload:
-    limit = _max_rows(services, wanted.kind)
+def _from_file(path: Path, wanted: Wanted, instruction: str, limits: Limits) -> Upload:
+    limit = _max_rows(limits, wanted.kind)
     if wanted.kind == "unlabeled":
         records = read_records(path, plain_text=True)
         rows = path.with_name(ROWS_FILE)
@@ -124,8 +127,7 @@ def _from_file(path: Path, wanted: Wanted, instruction: str, services: Services)
     return Upload(wanted, intake)
 
 
-def _max_rows(services: Services, kind: SeedKind) -> int:
-    limits = services.settings.limits
+def _max_rows(limits: Limits, kind: SeedKind) -> int:
     return limits.unlabeled_rows if kind == "unlabeled" else limits.seed_rows
 
 

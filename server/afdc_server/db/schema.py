@@ -31,8 +31,10 @@ tenants = Table(
     "tenants",
     metadata,
     Column("id", ID, primary_key=True),
-    Column("limits", JSON, nullable=False),  # overrides of the server's limits
-    Column("spent_tokens", BigInteger, nullable=False, server_default="0"),  # of jobs that are gone
+    Column("limits", JSON, nullable=False),  # its own, in the place of the server's
+    Column(
+        "spent_tokens", BigInteger, nullable=False, server_default="0"
+    ),  # of jobs that are gone, and of direct requests
     Column("created_at", Float, nullable=False),
 )
 

@@ -16,9 +16,9 @@ from afdc.errors import (
     UsageError,
 )
 from afdc_server.api.problems import INTERNAL, RequestError
-from afdc_server.service.errors import NotFoundError
+from afdc_server.service.errors import NotFoundError, TokenBudgetError
 
-USER_ERRORS = (UsageError, InputError, ModelError, RequestError, NotFoundError)
+USER_ERRORS = (UsageError, InputError, ModelError, RequestError, NotFoundError, TokenBudgetError)
 SERVER_FAULTS = (
     (StorageError, "the server could not read or write what it keeps"),
     (EngineError, "the engine did not answer"),

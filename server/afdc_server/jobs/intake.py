@@ -14,8 +14,8 @@ from afdc.files import canonical_json, sha256_bytes
 from afdc.presets import config_hash
 from afdc.wire.jobs import TERMINAL, JobCreate
 from afdc_pipeline.estimate import Plan
-from afdc_server.accounts.store import tokens_of
-from afdc_server.db.schema import service_jobs, tenants
+from afdc_server.accounts.limits import limits_of, spent_tokens, told_spent
+from afdc_server.db.schema import service_jobs
 from afdc_server.jobs import store
 from afdc_server.jobs.request import JobInputs, check_fit, check_written, find_inputs, resolve_config, write_inputs
 from afdc_server.local.plan import plan_request
@@ -51,7 +51,8 @@ def _settle(services: Services, tenant: str, wanted: JobCreate) -> tuple[RunConf
     config = resolve_config(wanted, services.engine.host.info.model, settings.engine, settings.jobs)
     with services.db.read() as connection:
         inputs = find_inputs(connection, tenant, wanted)
-    check_fit(inputs, config, settings.limits)
+        limits = limits_of(connection, tenant, settings.limits)
+    check_fit(inputs, config, limits)
     return config, inputs
 
 
@@ -138,7 +139,7 @@ def enqueue(
 
 def check_room(connection: Connection, services: Services, tenant: str) -> None:
     """See that the tenant may have one more job in the queue. Raises as `enqueue`."""
-    limits = services.settings.limits
+    limits = limits_of(connection, tenant, services.settings.limits)
     unfinished = service_jobs.c.status.not_in(sorted(TERMINAL))
     count = select(func.count()).select_from(service_jobs)
     mine = connection.execute(count.where(unfinished, service_jobs.c.tenant == tenant)).scalar_one()
@@ -150,15 +151,6 @@ def check_room(connection: Connection, services: Services, tenant: str) -> None:
     if queued >= limits.queued_jobs:
         raise BusyError("the server's queue is full", remedy="Try again later", retry_after_s=RETRY_S)
     if limits.tenant_tokens is not None:
-        spent = _tokens(connection, tenant)
+        spent = spent_tokens(connection, tenant)
         if spent >= limits.tenant_tokens:
-            raise TooManyError(
-                f"{spent:,} tokens are spent, and {limits.tenant_tokens:,} are allowed", remedy="Ask the operator"
-            )
-
-
-def _tokens(connection: Connection, tenant: str) -> int:
-    """What the tenant's jobs have spent, and those that it has deleted."""
-    usages = connection.execute(select(service_jobs.c.usage).where(service_jobs.c.tenant == tenant)).scalars()
-    gone = connection.execute(select(tenants.c.spent_tokens).where(tenants.c.id == tenant)).scalar() or 0
-    return int(gone) + sum(map(tokens_of, usages))
+            raise TooManyError(told_spent(spent, limits.tenant_tokens), remedy="Ask the operator")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import chain, islice
 from typing import Any
 
@@ -16,6 +16,7 @@ from afdc_pipeline.context import JobContext, JobInputs, Meter, SilentProgress
 from afdc_pipeline.loop import run_loop
 from afdc_pipeline.outcome import kept_rows, rejected_rows
 from afdc_pipeline.rows import Seed
+from afdc_server.accounts.store import tokens_of
 from afdc_server.duplicates import SqliteDuplicateIndex
 from afdc_server.jobs import request as asked
 from afdc_server.jobs.intake import checked_files
@@ -34,25 +35,33 @@ UNTRAINED: dict[str, dict[str, Any]] = {
 """The base model judges: there is no adapter yet."""
 
 
-async def preview_job(services: Services, config: RunConfig, inputs: asked.JobInputs, rows: int) -> Preview:
-    """Generate, filter, score and select about `rows` texts.
+async def preview_job(
+    services: Services, tenant: str, config: RunConfig, inputs: asked.JobInputs, rows: int
+) -> Preview:
+    """Generate, filter, score and select about `rows` texts. Their tokens are on the tenant.
 
     Raises:
         EngineError: the engine does not answer.
     """
-    return await run_in_threadpool(_run, services, config, replace(inputs, texts=None, gold=None), rows)
+    return await run_in_threadpool(_run, services, tenant, config, replace(inputs, texts=None, gold=None), rows)
 
 
-def _run(services: Services, config: RunConfig, inputs: asked.JobInputs, rows: int) -> Preview:
+def _run(services: Services, tenant: str, config: RunConfig, inputs: asked.JobInputs, rows: int) -> Preview:
     with scratch_folder("afdc-preview-") as folder:
         _, checked = checked_files(services, inputs, config, folder)
         seeds = _spread(checked.seeds, rows)
         ctx_inputs = JobInputs(job=new_id(JOB), task=checked.task, seeds=seeds)
-        return asyncio.run(_preview(services, _small(config, len(seeds), rows), ctx_inputs, RunLayout(folder), rows))
+        engine = JobEngine(services.engine)
+        small = _small(config, len(seeds), rows)
+        try:
+            return asyncio.run(_preview(services, engine, small, ctx_inputs, RunLayout(folder), rows))
+        finally:
+            services.budgets.spend(tenant, tokens_of(asdict(engine.usage())))
 
 
-async def _preview(services: Services, config: RunConfig, inputs: JobInputs, layout: RunLayout, rows: int) -> Preview:
-    engine = JobEngine(services.engine)
+async def _preview(
+    services: Services, engine: JobEngine, config: RunConfig, inputs: JobInputs, layout: RunLayout, rows: int
+) -> Preview:
     database = open_sqlite(layout.ledger)
     try:
         ctx = JobContext(

@@ -10,13 +10,15 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 import structlog
 from sqlalchemy import ColumnElement, Connection, select, update
 
-from afdc.errors import EngineDiedError
+from afdc.errors import EngineDiedError, StorageError
 from afdc_pipeline.seams import Health
+from afdc_server.accounts.limits import all_own_limits, with_own
 from afdc_server.db.open import POSTGRESQL
 from afdc_server.db.schema import service_jobs
 from afdc_server.jobs import store
@@ -93,6 +95,8 @@ class Runner:
             one.stop()
         for one in left:
             one.join(max(0.0, end - time.monotonic()))
+        with suppress(StorageError):
+            self.bench.budgets.save()
 
     def _run(self) -> None:
         is_first = True
@@ -114,6 +118,7 @@ class Runner:
 
     def _take_turn(self) -> None:
         self._sweeper.turn()
+        self.bench.budgets.save()
         self._renew()
         self._take_over()
         self._stop_wanted()
@@ -243,7 +248,10 @@ class Runner:
         busy = Counter(row.tenant for row in rows if row.status in ACTIVE)
         with self._lock:
             waiting = [row for row in rows if row.status == "queued" and row.id not in self._running]
-        may = [row for row in waiting if busy[row.tenant] < self._settings.limits.tenant_running]
+        everyones = self._settings.limits.tenant_running
+        own = all_own_limits(connection, {row.tenant for row in waiting})
+        most = {name: with_own(self._settings.limits, limits).tenant_running for name, limits in own.items()}
+        may = [row for row in waiting if busy[row.tenant] < most.get(row.tenant, everyones)]
         return min(may, key=lambda row: (busy[row.tenant], row.id)).id if may else None
 
     def _on_end(self, ended: JobThread) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,10 +52,16 @@ class JobEngine:
     What a job asks for is counted for this job alone, and its adapters leave the engine with it.
     """
 
-    def __init__(self, shared: SharedEngine) -> None:
+    def __init__(self, shared: SharedEngine, may_go_on: Callable[[int], None] = lambda _: None) -> None:
+        """`may_go_on` is asked before anything is generated or scored: what it raises ends the job there.
+
+        It is told the tokens that were spent since it was last asked.
+        """
         self._shared = shared
+        self._may_go_on = may_go_on
         self._host = shared.host
         self._tally = Tally()
+        self._told = 0
         self._folders: dict[str, Path] = {}  # of its adapters, by name
         self._tasks: set[asyncio.Task[Any]] = set()  # of this job on the engine's loop
         self._has_turn = False
@@ -93,6 +99,7 @@ class JobEngine:
             self._tasks.discard(task)
 
     async def generate(self, requests: Sequence[GenerateRequest], task: Task | None = None) -> AsyncIterator[Generated]:
+        self._ask()
         async for item in self._host.stream(lambda: self._generate(requests, task)):
             yield item
 
@@ -107,12 +114,18 @@ class JobEngine:
                         yield item
 
     async def score(self, texts: Sequence[str], task: Task, adapter: str | None = None) -> Scores:
+        self._ask()
         return await self._host.run(self._score(texts, task, adapter))
 
     async def _score(self, texts: Sequence[str], task: Task, adapter: str | None) -> Scores:
         with self._metered():
             async with self._shared.pool.hold({adapter}):
                 return await self._host.engine.score(texts, task, adapter)
+
+    def _ask(self) -> None:
+        spent = self._tally.prompt_tokens + self._tally.completion_tokens
+        new, self._told = spent - self._told, spent
+        self._may_go_on(new)
 
     async def load_adapter(self, folder: Path) -> AdapterManifest:
         self._folders[folder.name] = folder

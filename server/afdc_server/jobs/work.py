@@ -19,6 +19,7 @@ from afdc.layout import RunLayout
 from afdc.result import RunResult
 from afdc.wire.jobs import JobCreate
 from afdc_pipeline.seams import Engine
+from afdc_server.accounts.limits import Budgets
 from afdc_server.accounts.store import keep_spent
 from afdc_server.artifacts import ArtifactStore
 from afdc_server.datasets.publish import insert_dataset, publish_dataset
@@ -53,6 +54,7 @@ class Bench:
     db: Database
     artifacts: ArtifactStore
     shared: SharedEngine
+    budgets: Budgets
     model: Callable[[], ModelRef]
     work: Path
     trainer: TrainerFactory
@@ -195,7 +197,7 @@ class JobThread(threading.Thread):
 
     def _parts(self, ledger: SqlLedger) -> Parts:
         def engine(_model: ModelRef, _request: RunRequest, _layout: RunLayout) -> Engine:
-            return JobEngine(self._bench.shared)
+            return JobEngine(self._bench.shared, partial(self._bench.budgets.check_job, self.tenant))
 
         return Parts(
             engine,

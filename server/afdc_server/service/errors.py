@@ -7,7 +7,8 @@ AfdcError
 ├── TooLargeError       413  a body, or a count, past a limit
 ├── UnsupportedError    415  a body of a type that is not read here
 ├── TooManyError        429  a tenant's limit, with the seconds until it is worth asking again
-└── BusyError           503  the server's limit, likewise
+├── BusyError           503  the server's limit, likewise
+└── TokenBudgetError    ends a running job: its tenant has spent its tokens
 """
 
 from __future__ import annotations
@@ -45,6 +46,10 @@ class TooManyError(AfdcError):
 
 class BusyError(TooManyError):
     code = "busy"
+
+
+class TokenBudgetError(AfdcError):
+    code = "token_budget"
 
 
 def missing(kind: str, id: str) -> NotFoundError:

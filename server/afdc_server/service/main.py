@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -108,21 +110,76 @@ def create_key(
         from afdc.wire.keys import KeyCreate
         from afdc_server.accounts.keys import load_secret
         from afdc_server.accounts.store import create_key as create
-        from afdc_server.db.database import Database
-        from afdc_server.db.migrate import upgrade
-        from afdc_server.db.open import open_database
-        from afdc_server.service.startup import check_disk
 
         wanted = checked(KeyCreate, tenant=tenant, scopes=scope or ["read", "jobs"], name=name)
-        check_disk(settings)
-        database = Database(open_database(settings.database))
-        upgrade(database.engine)
-        with database.write() as connection:
+        with _writing(settings) as connection:
             _, key = create(connection, load_secret(settings.secret_path), wanted.tenant, wanted.scopes, wanted.name)
-        database.close()
         typer.echo(key)
 
     _settle({"data": data, "database_url": database_url}, [], config, body)
+
+
+@app.command("set-limits")
+def set_limits(
+    limits: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="VALUE none: the server's limit again.")
+    ] = None,
+    data: Data = None,
+    database_url: Database = None,
+    config: Config = None,
+    tenant: Annotated[str, typer.Option(help="Whose limits; a new name makes a new tenant.")] = "default",
+) -> None:
+    """Change a tenant's own limits, and print those that it has. A running server obeys them within a second.
+
+    Names: those of docs/service.md, Tenants and keys.
+    """
+
+    def body(settings: Any) -> None:
+        from afdc.sdk.core import checked
+        from afdc.wire.keys import KeyCreate
+        from afdc.wire.tenants import TenantLimits
+        from afdc_server.accounts.limits import own_limits
+        from afdc_server.accounts.limits import set_limits as keep
+
+        name = checked(KeyCreate, tenant=tenant).tenant or "default"
+        changed = _assigned(limits or [])
+        with _writing(settings) as connection:
+            wanted = checked(TenantLimits, **{**own_limits(connection, name), **changed})
+            if changed:
+                keep(connection, name, wanted)
+        for key, value in wanted.model_dump(exclude_none=True).items():
+            typer.echo(f"{key}={value}")
+
+    _settle({"data": data, "database_url": database_url}, [], config, body)
+
+
+def _assigned(limits: list[str]) -> dict[str, Any]:
+    """Of NAME=VALUE; the values are checked with the rest."""
+    from afdc.errors import UsageError
+
+    pairs = [one.partition("=") for one in limits]
+    wrong = next((name for name, sign, _ in pairs if not sign), None)
+    if wrong is not None:
+        raise UsageError(f"{wrong[:80]!r} has no value", remedy="Write NAME=VALUE, for example tenant_tokens=50000000")
+    return {name: None if value == "none" else value for name, _, value in pairs}
+
+
+@contextmanager
+def _writing(settings: Any) -> Iterator[Any]:
+    """A transaction of the server's database, which is brought up to date first."""
+    from afdc_server.db.database import Database
+    from afdc_server.db.migrate import upgrade
+    from afdc_server.db.open import open_database
+    from afdc_server.service.startup import check_disk
+
+    check_disk(settings)
+    database = Database(open_database(settings.database))
+    try:
+        upgrade(database.engine)
+        with database.write() as connection:
+            yield connection
+    finally:
+        database.close()
 
 
 def main() -> None:

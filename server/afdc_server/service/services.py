@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from afdc_server.accounts.limits import Budgets
 from afdc_server.accounts.uses import KeyUses
 from afdc_server.artifacts import ArtifactStore
 from afdc_server.db.database import Database
@@ -24,6 +25,7 @@ class Services:
     secret: bytes = field(repr=False)
     artifacts: ArtifactStore
     rates: RateLimit
+    budgets: Budgets
     uses: KeyUses
     hub: EventHub
     engine: SharedEngine

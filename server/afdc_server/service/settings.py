@@ -37,7 +37,7 @@ class Limits(BaseModel):
     queued_jobs: int = Field(default=1000, ge=1, description="jobs waiting, all tenants together; more get 503")
     tenant_jobs: int = Field(default=200, ge=1, description="unfinished jobs of one tenant; more get 429")
     tenant_running: int = Field(default=4, ge=1, description="jobs of one tenant that run at once")
-    tenant_tokens: int | None = Field(default=None, ge=1, description="tokens that a tenant's jobs may spend in all")
+    tenant_tokens: int | None = Field(default=None, ge=1, description="tokens that a tenant may spend in all")
     requests_per_minute: int = Field(default=6000, ge=1, description="a key's requests; more get 429")
     streams: int = Field(default=20_000, ge=1, description="open event streams; more get 503")
     engine_texts: int = Field(default=4096, ge=1, description="texts of predict, score and generate under way at once")

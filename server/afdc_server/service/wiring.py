@@ -11,6 +11,7 @@ from afdc.errors import StorageError
 from afdc.layout import RunLayout
 from afdc_pipeline.seams import EncoderInfo, Engine, Progress
 from afdc_server.accounts.keys import load_secret
+from afdc_server.accounts.limits import Budgets
 from afdc_server.accounts.store import DEFAULT_TENANT, create_key, has_key
 from afdc_server.accounts.uses import KeyUses
 from afdc_server.artifacts import ArtifactStore
@@ -78,10 +79,12 @@ def _make_services(settings: ServerSettings, parts: HeavyParts, instance: Instan
     artifacts.check()
     model = _once(parts.model)
     shared = SharedEngine(EngineHost(lambda: parts.engine(model())), settings.engine.max_loras)
+    budgets = Budgets(database, settings.limits)
     bench = Bench(
         db=database,
         artifacts=artifacts,
         shared=shared,
+        budgets=budgets,
         model=model,
         work=settings.work,
         trainer=parts.trainer,
@@ -96,6 +99,7 @@ def _make_services(settings: ServerSettings, parts: HeavyParts, instance: Instan
         artifacts=artifacts,
         rates=RateLimit(settings.limits.requests_per_minute),
         uses=KeyUses(database),
+        budgets=budgets,
         hub=hub,
         engine=shared,
         runner=Runner(bench, settings, instance.name, hub.notify),
