@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -120,6 +121,55 @@ def test_reviews_that_are_none_are_no_job(client: httpx.Client) -> None:
     body = {"reviews": [{"row": row, "decision": "accept"}]}
     reviewed = client.post(f"/datasets/{dataset}/reviews", json=body).json()["id"]
     assert client.post("/jobs", json={"seeds": seeds, "reviews": [reviewed], "settings": SETTINGS}).status_code == 202
+
+
+def rows_of(client: httpx.Client, dataset: str, **params: str) -> dict[str, dict[str, Any]]:
+    """By text."""
+    rows: list[dict[str, Any]] = []
+    after = ""
+    while True:
+        asked = {"limit": 100, "after": after, **params}
+        page = client.get(f"/datasets/{dataset}/rows", params=asked).json()
+        rows += page["data"]
+        if not page["has_more"]:
+            return {row["text"]: row for row in rows}
+        after = page["last_id"]
+
+
+def test_what_people_said_of_rows_is_gold_in_the_job_that_retry_makes(client: httpx.Client) -> None:
+    first = finished(client, post_job(client, post_seeds(client))["id"])
+    kept = rows_of(client, first["dataset"])
+    generated = [row for row in kept.values() if row["source"] == "generated"]
+    [seed, *_] = [row for row in kept.values() if row["source"] == "seed"]
+    left_out = next(
+        iter(rows_of(client, first["dataset"], split="rejected", source="generated").values()), generated[3]
+    )
+    other = {"ALPHA": "BETA", "BETA": "GAMMA", "GAMMA": "ALPHA"}
+    said = [
+        (generated[0], "accept", generated[0]["label"]),
+        (generated[1], "relabel", other[generated[1]["label"]]),
+        (left_out, "relabel", "ALPHA"),
+        (seed, "relabel", other[seed["label"]]),
+        (generated[2], "reject", None),
+    ]
+    words = [
+        {"row": row["id"], "decision": decision, **({"label": label} if decision == "relabel" else {})}
+        for row, decision, label in said
+    ]
+    reviewed = client.post(f"/datasets/{first['dataset']}/reviews", json={"reviews": words}).json()["id"]
+    reply = client.post(f"/jobs/{first['id']}/retry", json={"reviews": [reviewed]})
+    assert reply.status_code == 202, reply.text
+    assert (reply.json()["parent"], reply.json()["reviews"]) == (first["id"], [reviewed])
+    again = finished(client, reply.json()["id"])
+    assert again["status"] == "succeeded", again["error"]
+    gold = rows_of(client, again["dataset"], source="seed")
+    for row, decision, label in said:
+        if decision == "reject":
+            assert row["text"] not in gold
+        else:
+            found = gold[row["text"]]
+            assert (found["label"], found["review_state"], found["weight"]) == (label, "gold", 1.0)
+    assert len(gold) == len(rows_of(client, first["dataset"], source="seed")) + 3
 
 
 def test_the_operators_settings_of_jobs_hold_where_the_request_has_none(tmp_path: Path) -> None:
