@@ -51,6 +51,28 @@ def test_variables_are_settings(name: str) -> None:
     assert {one.lower().rstrip("_") for one in found} - {""} <= set(ServerSettings.model_fields)
 
 
+COMPILED = ("TORCHINDUCTOR_CACHE_DIR", "TORCH_EXTENSIONS_DIR", "TRITON_CACHE_DIR", "VLLM_CACHE_ROOT")
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [("Containerfile", r"VOLUME (\S+)"), ("afdc-server.service", r"AFDC_SERVICE_DATA=(\S+)")]
+)
+def test_compiled_code_is_loaded_from_the_data_folder(name: str, kept: str) -> None:
+    """Not from /tmp: Docker mounts a tmpfs noexec, and hardened machines do."""
+    text = (DEPLOY / name).read_text()
+    folder = re.search(kept, text)
+    assert folder
+    values = dict(re.findall(r"\b([A-Z_]+)=(\S+)", text))
+    assert [one for one in COMPILED if not values.get(one, "").startswith(f"{folder[1]}/compiled/")] == []
+
+
+def test_the_container_writes_to_its_volume_and_tmp_alone() -> None:
+    server = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["server"]
+    assert server["read_only"]
+    assert server["tmpfs"] == ["/tmp"]  # noqa: S108 - a mount of the container
+    assert [volume.split(":")[1] for volume in server["volumes"]] == ["/data"]
+
+
 def test_the_compose_file_publishes_nothing_to_the_world() -> None:
     services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
     ports = [port for service in services.values() for port in service.get("ports", [])]
