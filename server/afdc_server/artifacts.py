@@ -17,6 +17,7 @@ from fsspec.core import url_to_fs
 from afdc.errors import InputError, StorageError, UsageError
 from afdc.files import atomic_writer, publish_folder, sha256_file
 from afdc.wire.datasets import StoredFile
+from afdc_server.redact import credentials_of, redact
 
 PIECE_BYTES = 1 << 20
 AHEAD_BYTES = 4 << 20  # what a reader of a store elsewhere holds beyond what was asked for; s3fs would take 50 MiB
@@ -39,6 +40,11 @@ class ArtifactStore:
             raise _unusable(url, str(exc), "Install it in the server's environment") from exc
         except ValueError as exc:
             raise _unusable(url, str(exc), "Use file://… or s3://…") from exc
+        if any(f"{one}@" in root for one in credentials_of(url)):
+            raise UsageError(
+                "the artifact store's URL carries credentials, which stores of its kind take for a part of the name",
+                remedy="Give them as its library reads them; for S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+            )
         self._fs: Any = fs
         self._url = url
         self._root = str(root).rstrip("/")
@@ -168,7 +174,7 @@ class ArtifactStore:
 
     @contextmanager
     def _translated(self, what: str, missing: str = "Restore it from a backup") -> Iterator[None]:
-        """Name what the store's library raises. `missing`: what to do where there is nothing."""
+        """Name what the store's library raises, whose words may repeat the URL. `missing`: what to do where there is nothing."""
         try:
             yield
         except Exception as exc:
@@ -178,7 +184,8 @@ class ArtifactStore:
             if reason.endswith(what):  # of a file that is gone, the library says its path alone
                 reason = "it is not there"
             remedy = missing if isinstance(exc, FileNotFoundError) else HERE if self.is_local else ELSEWHERE
-            raise StorageError(f"the artifact store failed at {what}: {reason}", remedy=remedy) from exc
+            told = redact(f"the artifact store failed at {what}: {reason}", self._url)
+            raise StorageError(told, remedy=remedy) from exc
 
 
 def is_store_error(exc: Exception) -> bool:
@@ -187,7 +194,7 @@ def is_store_error(exc: Exception) -> bool:
 
 
 def _unusable(url: str, why: str, remedy: str) -> UsageError:
-    return UsageError(f"the artifact store {url} cannot be used: {why}", remedy=remedy)
+    return UsageError(redact(f"the artifact store {url} cannot be used: {why}", url), remedy=remedy)
 
 
 @contextmanager

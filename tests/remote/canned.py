@@ -117,7 +117,7 @@ class CannedServer:
     ) -> tuple[int, dict[str, str], bytes, int | None]:
         fault = Fault()
         if self.api_key and fields.get("authorization") != f"Bearer {self.api_key}":
-            status, reply = 401, error("Unauthorized", 401)
+            status, reply = 401, error(f"Unauthorized: {fields.get('authorization')}", 401)
         elif path == "/v1/completions":
             self.completions.append(asked)
             fault = self.faults.popleft() if self.faults else fault

@@ -217,3 +217,11 @@ def test_what_is_no_url_is_refused(url: str) -> None:
     with pytest.raises(UsageError) as caught:
         server_root(url)
     assert "secret" not in str(caught.value)
+
+
+async def test_a_key_that_is_refused_and_repeated_is_not_told(server: CannedServer, connect: Connect) -> None:
+    server.api_key = "another"
+    with pytest.raises(EngineError, match=r"refuses our key: Unauthorized: Bearer \*\*\*") as caught:
+        async with connect(server, api_key="k3y"):
+            pass
+    assert "k3y" not in f"{caught.value!r}"

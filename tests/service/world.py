@@ -17,6 +17,7 @@ import httpx
 import uvicorn
 
 from afdc.adapter import AdapterManifest
+from afdc.config import EngineConfig
 from afdc.layout import RunLayout
 from afdc.task import Task
 from afdc_pipeline.seams import EncoderInfo, EngineInfo, Progress
@@ -116,9 +117,12 @@ class World:
 
 
 @contextlib.contextmanager
-def running(data: Path, engine: FakeEngine | None = None, **options: Any) -> Iterator[World]:
-    """A server on `data` until the end of the block."""
-    world = World(make_settings(data, **options), fake_parts(engine or SlottedEngine()))
+def running(
+    data: Path, engine: FakeEngine | None = None, *, config: EngineConfig | None = None, **options: Any
+) -> Iterator[World]:
+    """A server on `data` until the end of the block. `config`: settings of its engine."""
+    chosen = {"engine": config} if config else {}
+    world = World(make_settings(data, **chosen, **options), fake_parts(engine or SlottedEngine()))
     world.start()
     try:
         yield world

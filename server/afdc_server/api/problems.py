@@ -24,6 +24,7 @@ from afdc.errors import (
     EngineError,
     InputError,
     ModelError,
+    RequestRejectedError,
     StorageError,
     TrainerError,
     UsageError,
@@ -33,6 +34,7 @@ from afdc_server.service.errors import (
     BusyError,
     ForbiddenError,
     NotFoundError,
+    NotRunningError,
     TooLargeError,
     TooManyError,
     UnauthorizedError,
@@ -68,7 +70,8 @@ HTTP_CODES = {
 }
 NOWHERE = "There is nothing at this path. Check it, and the id in it"
 STORAGE = "The server cannot read or write what it keeps. Try again; if that does not help, tell the operator"
-"""What clients read of a StorageError: its own words name hosts and paths, and stand in the log."""
+ENGINE = "The engine cannot answer now. Try again; if that does not help, tell the operator"
+"""What clients read of a StorageError or an EngineError: its own words name hosts and paths, and stand in the log."""
 SHOWN_FAULTS = 100
 INTERNAL = "internal"
 
@@ -108,12 +111,19 @@ def problem_of(exc: AfdcError) -> Problem:
     return Problem(
         title=HTTPStatus(status).phrase,
         status=status,
-        detail=STORAGE if isinstance(exc, StorageError) else str(exc),
+        detail=_words(exc),
         code=exc.code,
         request_id=request_id.get(),
         retryable=status in {429, 503} or exc.code == "request_in_flight",
         errors=exc.faults if isinstance(exc, RequestError) else _place(exc),
     )
+
+
+def _words(exc: AfdcError) -> str:
+    if isinstance(exc, StorageError):
+        return STORAGE
+    is_away = isinstance(exc, EngineError) and not isinstance(exc, (RequestRejectedError, NotRunningError))
+    return ENGINE if is_away else str(exc)
 
 
 def _place(exc: AfdcError) -> list[Fault]:

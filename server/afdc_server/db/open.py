@@ -56,6 +56,8 @@ def open_database(url: str) -> Engine:
     except (ArgumentError, ValueError) as exc:
         raise UsageError("the database URL cannot be read", remedy=URLS) from exc  # it may hold a password
     kind = parsed.get_backend_name()
+    if "@" in (parsed.host or ""):  # the end of the password, and errors name hosts
+        raise UsageError("the database URL cannot be read", remedy="Write @ in a password as %40")
     if kind == SQLITE and parsed.database:
         return open_sqlite_file(Path(parsed.database))
     if kind != POSTGRESQL:

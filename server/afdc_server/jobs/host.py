@@ -13,8 +13,8 @@ from concurrent.futures import CancelledError, Future
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar, cast
 
-from afdc.errors import EngineDiedError
 from afdc_pipeline.seams import Engine, EngineInfo
+from afdc_server.service.errors import NotRunningError
 
 T = TypeVar("T")
 _END = object()
@@ -36,17 +36,17 @@ class EngineHost:
         """The engine; its methods belong on the host's loop.
 
         Raises:
-            EngineDiedError: it was not started.
+            NotRunningError: it was not started.
         """
         if self._engine is None:
-            raise EngineDiedError("the engine is not running yet", remedy="Wait for GET /readyz")
+            raise NotRunningError
         return self._engine
 
     @property
     def info(self) -> EngineInfo:
-        """What the engine serves. Raises EngineDiedError before it has started."""
+        """What the engine serves. Raises NotRunningError before it has started."""
         if self._info is None:
-            raise EngineDiedError("the engine is not running yet", remedy="Wait for GET /readyz")
+            raise NotRunningError
         return self._info
 
     def start(self) -> Future[EngineInfo]:

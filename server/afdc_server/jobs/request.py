@@ -23,7 +23,7 @@ from afdc_server.artifacts import ArtifactStore
 from afdc_server.datasets.reviewed import reviewed_examples
 from afdc_server.local.request import CheckedRequest, RunRequest, check_open_settings, check_request, check_settings
 from afdc_server.seeds.store import get_set, read_rows, write_examples
-from afdc_server.service.settings import OPERATORS, Limits
+from afdc_server.service.settings import OPERATORS, Limits, without_address
 
 SEEDS_FILE, TASK_FILE, EVAL_FILE, TEXTS_FILE = "seeds.jsonl", "task.json", "eval.jsonl", "texts.jsonl"
 
@@ -72,7 +72,8 @@ def _check_labels(pointer: str, labels: set[str], task: Task) -> None:
 
 
 def resolve_config(wanted: JobCreate, model: str, engine: EngineConfig, defaults: dict[str, Any]) -> RunConfig:
-    """Every setting of the job: preset, the operator's `defaults`, the request's, and the operator's model and engine.
+    """Every setting of the job: preset, the operator's `defaults`, the request's, and the operator's model and engine,
+    but for where the engine is.
 
     Raises:
         RequestError: an unknown key, a value out of range, or one that only the operator sets.
@@ -86,7 +87,7 @@ def resolve_config(wanted: JobCreate, model: str, engine: EngineConfig, defaults
             f"the model {wanted.model[:200]!r} is not served here", remedy=f"Leave it out, or name {model}"
         )
     try:
-        operator = {"model": model, "engine": engine.model_dump()}
+        operator = without_address({"model": model, "engine": engine.model_dump()})
         config = build_config(wanted.preset, defaults, wanted.settings, operator)
     except ValidationError as exc:
         where, kind, message = first_fault(exc)

@@ -8,6 +8,7 @@ from afdc.result import EvalSummary
 from afdc.wire.jobs import Estimate, Job, JobError, JobProgress, JobUsage
 from afdc_pipeline.estimate import Plan
 from afdc_server.jobs.store import JobRow
+from afdc_server.service.settings import without_address
 
 
 def to_wire(row: JobRow) -> Job:
@@ -29,7 +30,7 @@ def to_wire(row: JobRow) -> Job:
         reviews=request.get("reviews", []),
         parent=row.parent,
         preset=request.get("preset", "default"),
-        config=row.config,
+        config=without_address(row.config),  # rows of earlier versions have it
         config_hash=row.config_hash,
         model=row.model,
         model_revision=row.model_revision,

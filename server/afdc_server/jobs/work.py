@@ -42,6 +42,7 @@ from afdc_server.local.lengths import check_lengths
 from afdc_server.local.plan import plan_request
 from afdc_server.local.request import CheckedRequest, RunRequest
 from afdc_server.models import ModelRef
+from afdc_server.service.settings import without_address
 
 STARTS_IN_VAIN = 10
 log = structlog.get_logger("afdc.jobs")
@@ -160,7 +161,7 @@ class JobThread(threading.Thread):
         if await asyncio.to_thread(self._prepare_folder, ledger):
             with self._bench.db.write() as connection:
                 keep_spent(connection, self.tenant, self._row.usage)
-        config = RunConfig.model_validate(self._row.config)
+        config = RunConfig.model_validate(without_address(self._row.config))
         request, checked = await asyncio.to_thread(self._prepare, config)
         model = self._bench.model()
         needed = needs_encoder(checked, request)

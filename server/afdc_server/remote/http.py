@@ -76,10 +76,16 @@ class HttpClient:
         method, data = ("GET", None) if body is None else ("POST", json.dumps(body, separators=(",", ":")).encode())
         try:
             async with self._session.request(method, url, data=data, allow_redirects=False) as response:
-                reply = Reply(response.status, await response.read(), read_pause(response.headers))
+                content = self._told(response.status, await response.read())
+                reply = Reply(response.status, content, read_pause(response.headers))
         except (aiohttp.ClientError, TimeoutError, OSError) as exc:
             raise EngineDiedError(f"{self._server.url} does not answer: {exc or type(exc).__name__}") from exc
         return reply
+
+    def _told(self, status: int, content: bytes) -> bytes:
+        """A body without our key: gateways repeat one that they refuse, and their words end in messages and logs."""
+        key = self._server.api_key.encode()
+        return content.replace(key, b"***") if key and status >= 400 else content
 
     async def insist(self, path: str, body: Mapping[str, Any], again: Collection[int] = TRIED_AGAIN) -> Reply:
         """POST until a reply comes whose status is not one of `again`; the last one where none does.

@@ -8,12 +8,14 @@ AfdcError
 ├── UnsupportedError    415  a body of a type that is not read here
 ├── TooManyError        429  a tenant's limit, with the seconds until it is worth asking again
 ├── BusyError           503  the server's limit, likewise
-└── TokenBudgetError    ends a running job: its tenant has spent its tokens
+├── TokenBudgetError    ends a running job: its tenant has spent its tokens
+└── EngineDiedError
+    └── NotRunningError 503  the engine is still starting, or has ended
 """
 
 from __future__ import annotations
 
-from afdc.errors import AfdcError
+from afdc.errors import AfdcError, EngineDiedError
 
 
 class NotFoundError(AfdcError):
@@ -50,6 +52,11 @@ class BusyError(TooManyError):
 
 class TokenBudgetError(AfdcError):
     code = "token_budget"
+
+
+class NotRunningError(EngineDiedError):
+    def __init__(self) -> None:
+        super().__init__("the engine is not running yet", remedy="Wait for GET /readyz")
 
 
 def missing(kind: str, id: str) -> NotFoundError:

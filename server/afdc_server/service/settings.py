@@ -20,6 +20,8 @@ WORK, SERVED, CACHE = "work", "served", "cache"
 """Folders of the data folder: jobs under way, adapters as the engine loads them, files of a store elsewhere."""
 OPERATORS = ("engine", "model", "preset")
 """Settings of a run that no job of a server may set."""
+ADDRESS = ("url", "served_model", "patience_s")
+"""Settings of the engine that say where it is: jobs do without them, so that no tenant hears of the network behind."""
 
 
 class Limits(BaseModel):
@@ -53,8 +55,10 @@ class ServerSettings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8741, ge=0, le=65535, description="port to listen on; 0: any free one")
     data: Path = Field(default=Path("afdc-data"), description="folder of everything that the server keeps")
-    database_url: str = Field(default="", description="postgresql://…; default: SQLite in the data folder")
-    artifacts: str = Field(default="", description="s3://… or file://…; default: a folder in the data folder")
+    database_url: str = Field(default="", repr=False, description="postgresql://…; default: SQLite in the data folder")
+    artifacts: str = Field(
+        default="", repr=False, description="s3://… or file://…; default: a folder in the data folder"
+    )
     secret_file: Path | None = Field(default=None, description="secret of the API keys; default: in the data folder")
     model: str = Field(default="", description="base model; default: that of the device")
     engine: EngineConfig = EngineConfig()
@@ -115,6 +119,12 @@ class ServerSettings(BaseSettings):
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the server."""
         return self.host in {"localhost", "::1"} or self.host.startswith("127.")
+
+
+def without_address(config: dict[str, Any]) -> dict[str, Any]:
+    """A job's settings without what says where the engine is."""
+    engine = {name: value for name, value in config.get("engine", {}).items() if name not in ADDRESS}
+    return {**config, "engine": engine}
 
 
 def load_settings(flags: dict[str, Any], file: Path | None = None) -> ServerSettings:
