@@ -174,7 +174,11 @@ class ArtifactStore:
 
     @contextmanager
     def _translated(self, what: str, missing: str = "Restore it from a backup") -> Iterator[None]:
-        """Name what the store's library raises, whose words may repeat the URL. `missing`: what to do where there is nothing."""
+        """Name what the store's library raises, whose words may repeat the URL.
+
+        Args:
+            missing: what to do where there is nothing.
+        """
         try:
             yield
         except Exception as exc:

@@ -77,21 +77,26 @@ def _serve(settings: Any) -> None:
 
     configure_logging(settings)
     startup.check_disk(settings)
-    listener = startup.bind(settings)
-    startup.raise_file_limit()
-    services = make_services(settings, real_parts(settings))
-    startup.check_exposure(services)
-    key = first_key(services)
-    host, port = listener.getsockname()[:2]
-    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    with startup.bind(settings) as listener:
+        startup.raise_file_limit()
+        startup.check_model(settings)
+        services = make_services(settings, real_parts(settings))
+        host, port = listener.getsockname()[:2]
+        address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
-    def ready() -> None:
-        typer.echo(f"AFDC answers on {address}  (docs: {address}/docs)")
-        if key is not None:
-            typer.echo(f"API key, shown this once: {key}\n  export AFDC_SERVER={address} AFDC_API_KEY={key}")
-        sys.stdout.flush()
+        def answers() -> None:
+            _say(f"AFDC answers on {address}  (docs: {address}/docs)")
 
-    serve(services, listener, ready)
+        def ready() -> None:
+            if (key := first_key(services)) is not None:
+                _say(f"API key, shown this once: {key}\n  export AFDC_SERVER={address} AFDC_API_KEY={key}")
+
+        serve(services, listener, answers, ready)
+
+
+def _say(text: str) -> None:
+    typer.echo(text)
+    sys.stdout.flush()
 
 
 @app.command("create-key")
@@ -109,11 +114,13 @@ def create_key(
         from afdc.sdk.core import checked
         from afdc.wire.keys import KeyCreate
         from afdc_server.accounts.keys import load_secret
+        from afdc_server.accounts.store import DEFAULT_TENANT
         from afdc_server.accounts.store import create_key as create
 
         wanted = checked(KeyCreate, tenant=tenant, scopes=scope or ["read", "jobs"], name=name)
         with _writing(settings) as connection:
-            _, key = create(connection, load_secret(settings.secret_path), wanted.tenant, wanted.scopes, wanted.name)
+            secret, tenant_name = load_secret(settings.secret_path), wanted.tenant or DEFAULT_TENANT
+            _, key = create(connection, secret, tenant_name, wanted.scopes, wanted.name)
         typer.echo(key)
 
     _settle({"data": data, "database_url": database_url}, [], config, body)

@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from types import FrameType
@@ -32,6 +32,7 @@ TEXT = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog
 ENGINE_CLOSE_S = 5.0  # with `shutdown_s` below the 30 s that supervisors of processes wait for
 MIN_STOP_S = 1.0
 KEEP_ALIVE_S = 75
+LOOK_S = 0.02
 log = structlog.get_logger("afdc.server")
 
 
@@ -53,6 +54,11 @@ class _Server(uvicorn.Server):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def ask_to_end(self) -> None:
+        """As a signal does."""
+        self._closing()
+        self.should_exit = True
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal: streams and jobs end, no new connection is taken."""
         self.asked_at = self.asked_at or time.monotonic()
@@ -60,11 +66,14 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def serve(services: Services, listener: socket.socket, ready: Callable[[], None]) -> None:
+def serve(
+    services: Services, listener: socket.socket, answers: Callable[[], None], ready: Callable[[], None] = lambda: None
+) -> None:
     """Serve until SIGTERM or SIGINT; jobs under way go back into the queue with everything that they have finished.
 
     Args:
-        ready: called once requests are answered; the engine may still be starting.
+        answers: called once requests are answered; the engine may still be starting.
+        ready: called once the engine has started, too.
 
     Raises:
         AfdcError: the engine could not be started.
@@ -102,13 +111,13 @@ def serve(services: Services, listener: socket.socket, ready: Callable[[], None]
     def lost(error: BaseException) -> None:
         """Without an engine the process ends with an error, so that whoever watches over it starts it again."""
         failed.append(error if isinstance(error, AfdcError) else EngineDiedError(str(error)))
-        closing()
-        server.should_exit = True
+        server.ask_to_end()
 
     services.runner.on_engine_lost = lost
-    services.engine.host.start().add_done_callback(started)
+    starting = services.engine.host.start()
+    starting.add_done_callback(started)
     try:
-        asyncio.run(_serve(server, listener, ready))
+        asyncio.run(_serve(server, listener, _tell(server, starting, answers, ready)))
     finally:
         spent = time.monotonic() - server.asked_at if server.asked_at else 0.0
         services.runner.close(max(MIN_STOP_S, settings.shutdown_s - spent))
@@ -119,18 +128,30 @@ def serve(services: Services, listener: socket.socket, ready: Callable[[], None]
         raise failed[0]
 
 
-async def _serve(server: _Server, listener: socket.socket, ready: Callable[[], None]) -> None:
-    async def tell() -> None:
-        while not server.started:
-            await asyncio.sleep(0.02)
-        ready()
-
-    telling = asyncio.create_task(tell())
+async def _serve(server: _Server, listener: socket.socket, tell: Coroutine[None, None, None]) -> None:
+    telling = asyncio.create_task(tell)
+    telling.add_done_callback(lambda task: server.ask_to_end() if not task.cancelled() and task.exception() else None)
     try:
         with calm_collection():
             await server.serve([listener])
     finally:
-        telling.cancel()
+        if not telling.done():
+            telling.cancel()
+    if telling.done():
+        telling.result()
+
+
+async def _tell(
+    server: _Server, starting: Future[EngineInfo], answers: Callable[[], None], ready: Callable[[], None]
+) -> None:
+    """What `serve` says of itself, in this order. An error ends the server."""
+    while not server.started:
+        await asyncio.sleep(LOOK_S)
+    answers()
+    while not starting.done():
+        await asyncio.sleep(LOOK_S)
+    if not starting.cancelled() and starting.exception() is None:
+        ready()
 
 
 def configure_logging(settings: ServerSettings) -> None:

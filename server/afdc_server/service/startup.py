@@ -7,14 +7,19 @@ import resource
 import shutil
 import socket
 
-from afdc.errors import StorageError, UsageError
+from afdc.errors import EngineError, StorageError, UsageError
+from afdc.precision import engine_dtype
 from afdc_server.accounts.store import has_key
-from afdc_server.service.services import Services
+from afdc_server.db.database import Database
+from afdc_server.gpu import compute_capability, gpu_memory, memory_fault
+from afdc_server.models import detect_device, local_model
 from afdc_server.service.settings import ServerSettings
 
 MIN_FREE_BYTES = 1 << 30
 WANTED_FILES = 65_536
 BACKLOG = 4096
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+MEMORY_REMEDY = "End what uses it, lower engine.gpu_memory_utilization, or take a smaller model"
 
 
 def bind(settings: ServerSettings) -> socket.socket:
@@ -56,19 +61,38 @@ def check_disk(settings: ServerSettings) -> None:
         )
 
 
-def check_exposure(services: Services) -> None:
+def check_model(settings: ServerSettings) -> None:
+    """See that there is a device and a model for it, as far as nothing has to be fetched, and that it has room.
+
+    Raises:
+        ModelError: no such folder, no hub id, or a folder that cannot be used. UsageError: no such device.
+        EngineError: the GPU's memory is taken, or too small.
+    """
+    config = settings.engine
+    device = detect_device(config.device)
+    model = local_model(settings.model, device)
+    if device == "cpu" or config.url:
+        return
+    dtype = engine_dtype(compute_capability()) if config.dtype == "auto" else config.dtype
+    weights = model.parameters * DTYPE_BYTES[dtype] if model else 0
+    fault = memory_fault(gpu_memory(), weights, config.gpu_memory_utilization, config.tensor_parallel_size)
+    if fault:
+        raise EngineError(fault, remedy=MEMORY_REMEDY)
+
+
+def check_exposure(settings: ServerSettings, database: Database) -> None:
     """Refuse to be reachable from other machines while nobody has a key.
 
     Raises:
         UsageError: says how to make one.
     """
-    if services.settings.is_loopback:
+    if settings.is_loopback:
         return
-    with services.db.read() as connection:
+    with database.read() as connection:
         is_guarded = has_key(connection, usable=True)
     if not is_guarded:
         raise UsageError(
-            f"{services.settings.host} can be reached from other machines, and there is no API key",
+            f"{settings.host} can be reached from other machines, and there is no API key",
             remedy="Make one first: afdc-server create-key",
         )
 

@@ -31,6 +31,7 @@ from afdc_server.service.instance import Instance, hold_instance
 from afdc_server.service.rates import RateLimit
 from afdc_server.service.services import Services
 from afdc_server.service.settings import CACHE, ServerSettings
+from afdc_server.service.startup import check_exposure
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,21 @@ def make_services(settings: ServerSettings, parts: HeavyParts) -> Services:
 
 def _make_services(settings: ServerSettings, parts: HeavyParts, instance: Instance) -> Services:
     _make_folder(settings.work)
-    database = Database(open_database(settings.database))
-    upgrade(database.engine)
     artifacts = ArtifactStore(settings.artifact_url, settings.data / CACHE)
     artifacts.check()
+    database = Database(open_database(settings.database))
+    try:
+        upgrade(database.engine)
+        check_exposure(settings, database)
+    except BaseException:
+        database.close()
+        raise
+    return _assemble(settings, parts, instance, database, artifacts)
+
+
+def _assemble(
+    settings: ServerSettings, parts: HeavyParts, instance: Instance, database: Database, artifacts: ArtifactStore
+) -> Services:
     model = _once(parts.model)
     shared = SharedEngine(EngineHost(lambda: parts.engine(model())), settings.engine.max_loras)
     budgets = Budgets(database, settings.limits)
