@@ -6,6 +6,7 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Engine
@@ -23,18 +24,20 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
     Raises:
         StorageError: the database cannot be changed, or was made by a newer version.
     """
-    config = _config()
+    config, found = _config(), None
     try:
         with translated("brought up to date", "database"), engine.begin() as connection:
             if connection.dialect.name == "postgresql":
                 connection.exec_driver_sql("SET LOCAL lock_timeout = 0")  # another server may migrate for long
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK})")
             config.attributes["connection"] = connection
+            found = MigrationContext.configure(connection).get_current_revision()
             command.upgrade(config, revision)
-    except CommandError as exc:
+    except CommandError as exc:  # a revision that is not among the scripts
         raise StorageError(
-            f"the database has another history than this version knows: {exc}",
-            remedy="Use the version of AFDC that wrote it, or a newer one; see docs/operations.md",
+            "the database was written by a newer version of AFDC "
+            f"(its revision is {found}, and {newest()} is the newest here)",
+            remedy="Use that version, or restore the backup that was made before the upgrade; see docs/operations.md",
         ) from exc
 
 

@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -180,13 +180,10 @@ def _writing(settings: Any) -> Iterator[Any]:
     from afdc_server.service.startup import check_disk
 
     check_disk(settings)
-    database = Database(open_database(settings.database))
-    try:
+    with closing(Database(open_database(settings.database))) as database:
         upgrade(database.engine)
         with database.write() as connection:
             yield connection
-    finally:
-        database.close()
 
 
 def main() -> None:
