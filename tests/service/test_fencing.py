@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,31 @@ def test_sigterm_while_nothing_runs_or_the_engine_still_starts_ends_with_zero(tm
     with serving(tmp_path / "data", "--never-ready") as (child, _client):
         child.send_signal(signal.SIGTERM)
         assert child.wait(STOP_S) == 0
+
+
+def test_requests_under_way_at_a_sigterm_are_told_and_leave_no_traceback(tmp_path: Path) -> None:
+    """The engine is deaf for longer than the server waits for requests: readiness is gone at once all the same."""
+    data = tmp_path / "data"
+    with serving(data, "--slow", "9") as (child, client), ThreadPoolExecutor(2) as pool:
+        generating = pool.submit(client.post, "/generate", json={"prompts": [{"prompt": "x"}]})
+        time.sleep(1)
+        asking = pool.submit(httpx.get, f"{root_of(client)}/readyz", timeout=30)
+        time.sleep(1)
+        assert not asking.done()
+        child.send_signal(signal.SIGTERM)
+        begun = time.monotonic()
+        unready = asking.result()
+        assert time.monotonic() - begun < 3
+        assert (unready.status_code, unready.json()["status"]) == (503, "unready")
+        assert unready.json()["checks"]["queue"] == "closing"
+        assert child.poll() is None, "readiness went before the process"
+        cut = generating.result()
+        assert (cut.status_code, cut.json()["code"], cut.headers["Retry-After"]) == (503, "busy", "5")
+        assert child.wait(STOP_S) == 0
+    told = (data / "server.log").read_text()
+    assert "Traceback" not in told
+    assert "Exception in ASGI" not in told
+    assert [line for line in told.splitlines() if not line.startswith("{")] == []
 
 
 @contextlib.contextmanager

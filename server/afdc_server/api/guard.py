@@ -12,8 +12,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from afdc.errors import AfdcError
 from afdc.wire.common import API_PREFIX
-from afdc_server.api.problems import bug_problem, http_problem, log, request_id, respond
+from afdc_server.api.problems import bug_problem, http_problem, log, problem_of, request_id, respond, retry_after
 from afdc_server.api.uploads import SUFFIXES
+from afdc_server.service.errors import BusyError
 from afdc_server.service.ids import REQUEST, new_id
 from afdc_server.service.settings import Limits
 
@@ -24,6 +25,7 @@ STREAMS = re.compile(rf"{API_PREFIX}/seeds(/validate)?")
 MIN_BYTES_S = 1024
 GRACE = 4
 """Idle times that a body may take before its average speed counts."""
+ENDING_RETRY_S = 5
 LINGER_S = 2.0
 """An answer that comes before the end of the body waits so long for the rest: a connection that is closed while its
 client still writes may take the answer with it."""
@@ -129,6 +131,10 @@ class Guard:
                 await respond(http_problem(refusal), refusal.headers)(scope, exchange.receive, exchange.send)
         except ClientDisconnect:
             return
+        except asyncio.CancelledError:  # the server ends, and this took longer than it waits
+            if not exchange.begun:
+                ending = BusyError("the server ends", remedy="Try again", retry_after_s=ENDING_RETRY_S)
+                await respond(problem_of(ending), retry_after(ending))(scope, exchange.receive, exchange.send)
         except Exception as exc:
             if not exchange.begun:
                 await respond(bug_problem(exc))(scope, exchange.receive, exchange.send)

@@ -58,6 +58,7 @@ class EventHub:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._polling: asyncio.Task[None] | None = None
         self.closing = False
+        self._closed = asyncio.Event()
 
     def start(self) -> None:
         """Begin to poll, on the running loop."""
@@ -79,7 +80,12 @@ class EventHub:
             with suppress(RuntimeError):  # the loop has ended: nobody watches
                 self._loop.call_soon_threadsafe(self._wake_all)
 
+    async def closed(self) -> None:
+        """Wait until it is over."""
+        await self._closed.wait()
+
     def _wake_all(self) -> None:
+        self._closed.set()
         for job in list(self._channels):
             self._wake(job)
 
