@@ -68,6 +68,7 @@ HTTP_CODES = {
     415: "unsupported_media_type",
     416: "range_not_satisfiable",
 }
+OTHER_HTTP = "http_error"
 NOWHERE = "There is nothing at this path. Check it, and the id in it"
 STORAGE = "The server cannot read or write what it keeps. Try again; if that does not help, tell the operator"
 ENGINE = "The engine cannot answer now. Try again; if that does not help, tell the operator"
@@ -209,7 +210,7 @@ def http_problem(exc: HTTPException) -> Problem:
         title=HTTPStatus(exc.status_code).phrase,
         status=exc.status_code,
         detail=str(exc.detail) if exc.detail != "Not Found" else NOWHERE,
-        code=HTTP_CODES.get(exc.status_code, "http_error"),
+        code=HTTP_CODES.get(exc.status_code, OTHER_HTTP),
         request_id=request_id.get(),
         retryable=exc.status_code == 408,
     )
