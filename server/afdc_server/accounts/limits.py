@@ -104,7 +104,7 @@ class Budgets:
     def check_request(self, tenant: str) -> None:
         """Refuse a direct request of a tenant that has spent its tokens. Raises TooManyError."""
         if (told := self._overspent(tenant)) is not None:
-            raise TooManyError(told, remedy="Ask the operator", retry_after_s=LOOK_EVERY_S)
+            raise TooManyError(told, reason="tenant_tokens", remedy="Ask the operator", retry_after_s=LOOK_EVERY_S)
 
     def check_job(self, tenant: str, tokens: int) -> None:
         """Stop a running job of a tenant that has spent its tokens.

@@ -56,7 +56,7 @@ def build_app(services: Services) -> FastAPI:
     app = make_app(lifespan)
     app.state.services = services
     app.state.heavy = Heavy()
-    app.add_middleware(Guard, limits=services.settings.limits)
+    app.add_middleware(Guard, limits=services.settings.limits, traffic=services.traffic)
     return app
 
 

@@ -251,7 +251,9 @@ async def unload_engine_adapter(
         try:
             return await asyncio.wait_for(services.engine.pool.unload(name), UNLOAD_S)
         except TimeoutError as exc:
-            raise BusyError(f"adapter {name} is still in use", remedy="Try again", retry_after_s=5) from exc
+            raise BusyError(
+                f"adapter {name} is still in use", reason="adapter", remedy="Try again", retry_after_s=5
+            ) from exc
 
     if not await services.engine.host.run(work()):
         raise missing("loaded adapter", name)

@@ -60,7 +60,9 @@ async def get_events(
     if MEDIA_TYPE not in accept.lower():
         return await run_in_threadpool(_page, services, id, after, limit)
     if services.hub.watchers >= services.settings.limits.streams:
-        raise BusyError("too many streams are open", remedy="Poll GET /jobs/{id}?wait=30", retry_after_s=10)
+        raise BusyError(
+            "too many streams are open", reason="streams", remedy="Poll GET /jobs/{id}?wait=30", retry_after_s=10
+        )
     return EventStream(services.hub, id, _position(last_event_id, after))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
@@ -17,6 +19,7 @@ from afdc_server.api.uploads import SUFFIXES
 from afdc_server.service.errors import BusyError
 from afdc_server.service.ids import REQUEST, new_id
 from afdc_server.service.settings import Limits
+from afdc_server.service.traffic import REASON_KEY, Traffic
 
 CLOSE = {"Connection": "close"}
 SAFE_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
@@ -41,13 +44,18 @@ class Allowed:
 
 @dataclass
 class Exchange:
-    """One request and its answer: what was read of the body, and how far the answer is."""
+    """One request and its answer: what was read of the body, and how far the answer is.
+
+    Attributes:
+        starts: told the status when the answer begins.
+    """
 
     limits: Limits
     allowed: Allowed
     whole: bool
     receive_next: Receive
     send_next: Send
+    starts: Callable[[int], None]
     read: int = 0
     begun: bool = False
     first_read: float | None = None
@@ -88,6 +96,7 @@ class Exchange:
         """Pass a part of the answer on. The last one waits for the rest of the body, within reason."""
         if message["type"] == "http.response.start":
             self.begun = True
+            self.starts(message["status"])
             _add_headers(message, closes=not self.whole)
         elif not self.whole and not message.get("more_body", False):
             await self.send_next({**message, "more_body": True})
@@ -107,16 +116,21 @@ class Exchange:
 class Guard:
     """ASGI middleware. A fault of the body rises where the app reads it, as an HTTPException."""
 
-    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+    def __init__(self, app: ASGIApp, limits: Limits, traffic: Traffic) -> None:
         self._app = app
         self._limits = limits
+        self._traffic = traffic
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        token = request_id.set(new_id(REQUEST))
-        exchange = Exchange(self._limits, self._allowed(scope), not _has_body(scope), receive, send)
+        token, begun = request_id.set(new_id(REQUEST)), time.perf_counter()
+
+        def starts(status: int) -> None:
+            self._traffic.note(scope, status, time.perf_counter() - begun)
+
+        exchange = Exchange(self._limits, self._allowed(scope), not _has_body(scope), receive, send, starts)
         try:
             await self._answer(scope, exchange)
         finally:
@@ -133,7 +147,8 @@ class Guard:
             return
         except asyncio.CancelledError:  # the server ends, and this took longer than it waits
             if not exchange.begun:
-                ending = BusyError("the server ends", remedy="Try again", retry_after_s=ENDING_RETRY_S)
+                ending = BusyError("the server ends", reason="ending", remedy="Try again", retry_after_s=ENDING_RETRY_S)
+                scope[REASON_KEY] = ending.reason
                 await respond(problem_of(ending), retry_after(ending))(scope, exchange.receive, exchange.send)
         except Exception as exc:
             if not exchange.begun:

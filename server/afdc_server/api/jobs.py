@@ -174,7 +174,7 @@ async def _await_change(services: Services, tenant: str, id: str, wait: float, k
     if not wait:
         return row
     if services.hub.watchers >= services.settings.limits.streams:
-        raise BusyError("too many clients wait for jobs", remedy="Ask without wait", retry_after_s=10)
+        raise BusyError("too many clients wait for jobs", reason="waits", remedy="Ask without wait", retry_after_s=10)
     known = known or etag(row)
     loop = asyncio.get_running_loop()
     end = loop.time() + wait

@@ -40,6 +40,7 @@ from afdc_server.service.errors import (
     UnauthorizedError,
     UnsupportedError,
 )
+from afdc_server.service.traffic import REASON_KEY
 
 MEDIA_TYPE = "application/problem+json"
 STATUS: Mapping[type[AfdcError], int] = {
@@ -153,9 +154,11 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _on_bug)
 
 
-async def _on_afdc_error(_request: Request, exc: Exception) -> Response:
+async def _on_afdc_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, AfdcError)  # noqa: S101 - registered for it alone
     problem = problem_of(exc)
+    if problem.status in {429, 503}:
+        request.scope[REASON_KEY] = exc.reason if isinstance(exc, TooManyError) else exc.code
     headers = retry_after(exc)
     if isinstance(exc, UnauthorizedError):
         headers["WWW-Authenticate"] = "Bearer"

@@ -12,7 +12,7 @@ class Room:
     """Counts what is under way: direct requests leave the rest of the engine to jobs."""
 
     def __init__(self, what: str, *, retry_after_s: float) -> None:
-        """`what`: for messages, in the plural."""
+        """`what`: for messages, in the plural, and for metrics."""
         self._what = what
         self._retry_after_s = retry_after_s
         self._taken = 0
@@ -30,7 +30,10 @@ class Room:
             )
         if self._taken + count > limit:
             raise BusyError(
-                f"{self._taken} {self._what} are under way", remedy="Try again", retry_after_s=self._retry_after_s
+                f"{self._taken} {self._what} are under way",
+                reason=self._what,
+                remedy="Try again",
+                retry_after_s=self._retry_after_s,
             )
         self._taken += count
         try:

@@ -145,12 +145,16 @@ def check_room(connection: Connection, services: Services, tenant: str) -> None:
     mine = connection.execute(count.where(unfinished, service_jobs.c.tenant == tenant)).scalar_one()
     if mine >= limits.tenant_jobs:
         raise TooManyError(
-            f"{mine} jobs are not at their end", remedy="Wait for one, or cancel it", retry_after_s=RETRY_S
+            f"{mine} jobs are not at their end",
+            reason="tenant_jobs",
+            remedy="Wait for one, or cancel it",
+            retry_after_s=RETRY_S,
         )
     queued = connection.execute(count.where(service_jobs.c.status == "queued")).scalar_one()
     if queued >= limits.queued_jobs:
-        raise BusyError("the server's queue is full", remedy="Try again later", retry_after_s=RETRY_S)
+        raise BusyError("the server's queue is full", reason="queue", remedy="Try again later", retry_after_s=RETRY_S)
     if limits.tenant_tokens is not None:
         spent = spent_tokens(connection, tenant)
         if spent >= limits.tenant_tokens:
-            raise TooManyError(told_spent(spent, limits.tenant_tokens), remedy="Ask the operator")
+            told = told_spent(spent, limits.tenant_tokens)
+            raise TooManyError(told, reason="tenant_tokens", remedy="Ask the operator")

@@ -41,8 +41,10 @@ class UnsupportedError(AfdcError):
 class TooManyError(AfdcError):
     code = "too_many_requests"
 
-    def __init__(self, message: str, *, remedy: str = "", retry_after_s: float = 1.0) -> None:
+    def __init__(self, message: str, *, reason: str, remedy: str = "", retry_after_s: float = 1.0) -> None:
+        """`reason`: one of `traffic.REASONS`, as metrics count it."""
         super().__init__(message, remedy=remedy)
+        self.reason = reason
         self.retry_after_s = retry_after_s
 
 

@@ -1,4 +1,4 @@
-"""Prometheus metrics, read from the database and the engine when they are asked for."""
+"""Prometheus metrics, read from the database, the engine and the API's counters when they are asked for."""
 
 from __future__ import annotations
 
@@ -62,5 +62,7 @@ class _Collector(Collector):
 def collect(services: Services) -> CollectorRegistry:
     """A registry for one scrape."""
     registry = CollectorRegistry()
-    registry.register(_Collector(services))
+    traffic = services.traffic
+    for collector in (_Collector(services), traffic.requests, traffic.seconds, traffic.refused):
+        registry.register(collector)
     return registry

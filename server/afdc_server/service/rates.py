@@ -36,7 +36,10 @@ class RateLimit:
             left = min(per_minute, left + (now - counted) * rate)
             if left < 1:
                 raise TooManyError(
-                    f"more than {per_minute} requests a minute", remedy="Wait", retry_after_s=(1 - left) / rate
+                    f"more than {per_minute} requests a minute",
+                    reason="requests",
+                    remedy="Wait",
+                    retry_after_s=(1 - left) / rate,
                 )
             if len(self._buckets) >= FORGET_ABOVE:
                 self._forget(now)

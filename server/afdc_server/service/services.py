@@ -14,6 +14,7 @@ from afdc_server.jobs.shared import SharedEngine
 from afdc_server.service.instance import Instance
 from afdc_server.service.rates import RateLimit
 from afdc_server.service.settings import ServerSettings
+from afdc_server.service.traffic import Traffic
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Services:
     rates: RateLimit
     budgets: Budgets
     uses: KeyUses
+    traffic: Traffic
     hub: EventHub
     engine: SharedEngine
     runner: Runner

@@ -32,6 +32,7 @@ from afdc_server.service.rates import RateLimit
 from afdc_server.service.services import Services
 from afdc_server.service.settings import CACHE, ServerSettings
 from afdc_server.service.startup import check_exposure
+from afdc_server.service.traffic import Traffic
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ def _assemble(
         rates=RateLimit(settings.limits.requests_per_minute),
         uses=KeyUses(database),
         budgets=budgets,
+        traffic=Traffic(),
         hub=hub,
         engine=shared,
         runner=Runner(bench, settings, instance.name, hub.notify),
