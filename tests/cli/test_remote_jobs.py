@@ -208,21 +208,6 @@ def test_export_of_a_job_and_of_a_data_set(remote: Remote, world: World) -> None
     assert json.loads(out)["bytes"] == Path("all.zip").stat().st_size
 
 
-def test_export_of_what_was_left_out(remote: Remote, world: World) -> None:
-    job = done(remote, world, "--set", "select.threshold=0.9")
-    code, out, err = remote("export", job, "--format", "jsonl", "--split", "rejected", "--output", "-")
-    assert code == 0, err
-    rows = [json.loads(line) for line in out.splitlines()]
-    with world.client() as client:
-        dataset = client.get(f"/jobs/{job}").json()["dataset"]
-        assert len(rows) == client.get(f"/datasets/{dataset}").json()["rejected"] > 0
-    assert "below_threshold" in {row["reason"] for row in rows}
-    kept = remote("export", job, "--format", "jsonl", "--output", "-")[1].splitlines()
-    assert {row["reason"] for row in map(json.loads, kept)} == {"gold", "kept"}
-    assert not {row["reason"] for row in rows} & {"gold", "kept"}
-    assert not {row["id"] for row in rows} & {json.loads(line)["id"] for line in kept}
-
-
 def test_review_sends_label_studios_export_once(remote: Remote, world: World) -> None:
     job = done(remote, world)
     assert remote("export", job, "--format", "labelstudio", "--output", "tasks.json")[0] == 0

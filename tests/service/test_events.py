@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import socket
 import threading
 import time
@@ -23,20 +22,7 @@ from afdc_server.api import events as api_events
 from afdc_server.jobs.hub import EventHub
 from afdc_server.ledger.events import append_event
 from tests.service.proxy import Cut, FaultProxy, Plan, always, first, proxied
-from tests.service.world import (
-    SETTINGS,
-    SlottedEngine,
-    World,
-    events_of,
-    fake_parts,
-    finished,
-    make_settings,
-    post_job,
-    post_seeds,
-    running,
-    seed_body,
-    wait_for,
-)
+from tests.service.world import SETTINGS, World, events_of, finished, post_job, post_seeds, running, seed_body, wait_for
 
 MIB = 1 << 20
 
@@ -240,23 +226,6 @@ def test_readers_that_do_not_read_cost_little_and_are_dropped(done: Done, monkey
             reader.close()
         with Client(done.world.address, done.key) as sdk:
             assert len(sdk.jobs.events(job, after=3000).data) == 100
-
-
-def test_an_idle_stream_is_pinged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert api_events.PING_S == 15.0
-    monkeypatch.setattr(api_events, "PING_S", 0.2)
-    world = World(make_settings(tmp_path), fake_parts(SlottedEngine()))
-    world.start(with_runner=False)  # the job stays where it is, and has nothing to tell
-    try:
-        with world.client() as client:
-            path = f"/jobs/{post_job(client, post_seeds(client))['id']}/events"
-            with client.stream("GET", path, headers={"Accept": "text/event-stream"}) as reply:
-                begun, lines = time.monotonic(), reply.iter_lines()
-                found = list(itertools.islice((line for line in lines if line.startswith(":")), 3))
-                assert 0.4 < time.monotonic() - begun < 10
-        assert found == [": ping"] * 3
-    finally:
-        world.stop()
 
 
 def test_a_reader_that_leaves_is_forgotten(done: Done) -> None:
