@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import httpx
 import pytest
+import structlog
 
+from afdc_server.service.serve import FORWARDED
 from tests.service.world import World, running
+
+
+@pytest.fixture(autouse=True)
+def logs() -> Iterator[None]:
+    """What a command has set up logs to its own stderr, which is closed behind the test that ran it."""
+    yield
+    structlog.reset_defaults()
+    for name in FORWARDED:
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ def server_modules() -> Iterator[ModuleType]:
 
 
 def codes_of_classes(kind: type[AfdcError] = AfdcError) -> set[str]:
-    found = set() if kind.__module__.startswith(("afdc.sdk", "tests")) else {kind.code}
+    found = set() if kind.__module__.startswith(("afdc.sdk", "afdc.cli", "tests")) else {kind.code}
     return found.union(*map(codes_of_classes, kind.__subclasses__()))
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import httpx
 import pytest
-import structlog
 from sqlalchemy import update
 
 from afdc.config import EngineConfig
@@ -128,7 +127,6 @@ def test_no_canary_comes_out(
             for path in ("/metrics", "/healthz", "/readyz", "/openapi.json"):
                 hay.search(path, httpx.get(f"{world.address}{path}").text)
     captured = capfd.readouterr()
-    structlog.reset_defaults()
     hay.search("stderr", captured.err, for_operator=True)
     hay.search("stdout", captured.out)
     for path in sorted(data.rglob("*")):

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-import structlog
 from typer.testing import CliRunner, Result
 
 from afdc.errors import EngineDiedError
@@ -25,13 +24,12 @@ LISTING = "0, GPU-aaaa-1, 1000, 2000\n1, GPU-bbbb-2, 3000, 4000\n2, GPU-cccc-3, 
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory and no settings in the environment."""
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("AFDC_SERVICE_")]:
         monkeypatch.delenv(name)
-    yield tmp_path
-    structlog.reset_defaults()
+    return tmp_path
 
 
 @pytest.fixture

@@ -33,6 +33,8 @@ ENGINE_CLOSE_S = 5.0  # with `shutdown_s` below the 30 s that supervisors of pro
 MIN_STOP_S = 1.0
 KEEP_ALIVE_S = 75
 LOOK_S = 0.02
+FORWARDED = ("uvicorn", "asyncio")
+"""Loggers of libraries whose lines take the form of our own."""
 log = structlog.get_logger("afdc.server")
 
 
@@ -167,7 +169,7 @@ def configure_logging(settings: ServerSettings) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    for name in ("uvicorn", "asyncio"):
+    for name in FORWARDED:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [_Forward(logging.WARNING)], False
 
