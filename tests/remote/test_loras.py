@@ -51,13 +51,23 @@ async def test_one_left_by_an_earlier_run_is_taken_over(server: CannedServer, co
         assert (await engine.score(["x"], TASK, "a")).logprobs[0].tolist() == TUNED
 
 
+async def test_an_adapter_that_a_killed_process_left_from_elsewhere_is_loaded_anew(
+    server: CannedServer, connect: Connect, tmp_path: Path
+) -> None:
+    async with connect(server) as engine:
+        write_adapter(tmp_path / "a", engine)
+        server.adapters["a"] = "/another/folder"
+        await engine.load_adapter(tmp_path / "a")
+        assert server.adapters["a"] == str(tmp_path / "a")
+        assert (await engine.score(["x"], TASK, "a")).logprobs[0].tolist() == TUNED
+
+
 @pytest.mark.parametrize(
     ("cue", "reason"),
     [
         ({"allows_loras": False}, "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"),
         ({"lora_failure": "LoRA is not enabled. Use --enable-lora to enable LoRA."}, "--max-lora-rank"),
         ({"lora_failure": "LoRA rank 64 is greater than max_lora_rank 16."}, "greater than"),
-        ({"adapters": {"a": "/another/folder"}}, "Another run left it there"),
     ],
 )
 async def test_a_refusal_says_what_to_do(

@@ -65,7 +65,7 @@ async def test_a_name_stands_for_one_folder() -> None:
 async def test_two_folders_with_the_same_files_are_one_adapter_until_both_are_removed(tmp_path: Path) -> None:
     engine = SlowEngine()
     pool = make_pool(engine)
-    mine, published = tmp_path / "mine" / "a", tmp_path / "published"
+    mine, published = tmp_path / "mine" / "a", tmp_path / "published" / "a"
     for place in (mine, published):
         place.mkdir(parents=True)
         (place / MANIFEST_FILE).write_text(manifest_of("a").model_dump_json())
@@ -74,11 +74,33 @@ async def test_two_folders_with_the_same_files_are_one_adapter_until_both_are_re
     await pool.remove("a", mine)
     await use(pool, engine, "a")
     await pool.remove("a", mine)
-    assert (engine.loads, set(pool.entries())) == (["a"], {"a"})
+    assert (engine.loads, set(pool.entries())) == (["a", "a"], {"a"}), "the engine does not read a folder that goes"
     await pool.add(mine)
     await pool.remove("a", published)
     await pool.remove("a", mine)
     assert engine.loaded == set()
+    check_at_rest(pool, engine)
+
+
+async def test_a_folder_that_goes_waits_for_the_requests_and_new_ones_get_the_other(tmp_path: Path) -> None:
+    engine = SlowEngine()
+    pool = make_pool(engine)
+    mine, published = tmp_path / "mine" / "a", tmp_path / "published" / "a"
+    for place in (mine, published):
+        place.mkdir(parents=True)
+        (place / MANIFEST_FILE).write_text(manifest_of("a").model_dump_json())
+    await pool.add(mine)
+    await pool.add(published)
+    async with pool.hold(["a"]):
+        removing = asyncio.ensure_future(pool.remove("a", mine))
+        await asyncio.sleep(0.01)
+        using = asyncio.ensure_future(use(pool, engine, "a"))
+        await asyncio.sleep(0.01)
+        assert not removing.done()
+        assert not using.done()
+        assert not engine.unloads
+    await asyncio.wait_for(asyncio.gather(removing, using), SECONDS)
+    assert (engine.loads, engine.unloads) == (["a", "a"], ["a"])
     check_at_rest(pool, engine)
 
 

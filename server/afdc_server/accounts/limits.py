@@ -94,7 +94,7 @@ class Budgets:
             return
         try:
             with self._db.write() as connection:
-                for tenant, tokens in counted.items():
+                for tenant, tokens in sorted(counted.items()):  # in one order: servers must not wait for each other
                     keep_spent(connection, tenant, {"prompt_tokens": tokens})
         except BaseException:
             with self._lock:

@@ -140,7 +140,9 @@ async def spooled(request: Request, settings: ServerSettings, suffix: str) -> As
     """
     with scratch_folder("upload-", settings.data / SPOOL) as folder:
         path = folder / f"body{suffix}"
-        with path.open("wb") as stream:
+        with _kept():
+            stream = path.open("wb")
+        with stream:
             async for piece in request.stream():
                 with _kept():
                     await run_in_threadpool(stream.write, piece)

@@ -17,6 +17,7 @@ from afdc.adapter import read_manifest
 from afdc.errors import StorageError
 from afdc.layout import RunLayout
 from afdc.result import RoundResult, RunResult
+from afdc_pipeline.stages.average import AVERAGE
 from afdc_server.artifacts import ArtifactStore
 from afdc_server.datasets.publish import AdapterFacts, insert_adapter, publish_adapter
 from afdc_server.db.database import Database
@@ -138,9 +139,10 @@ class Checkpoints:
     def _mark(
         self, connection: Connection, names: Collection[str], rounds: Sequence[RoundResult], final: str = ""
     ) -> None:
-        """Not activated is what the engine would not serve, or what lost held-out accuracy."""
-        refused = [one["adapter"] for one in self.ledger.results("swap-") if one["refused"]]
-        idle = sorted({*refused, *(one.adapter for one in rounds if not one.activated)})
+        """Not activated is what the engine would not serve, what lost held-out gold, and means that score others."""
+        refused = {one["adapter"] for one in self.ledger.results("swap-") if one["refused"]}
+        means = {one["adapter"] for one in self.ledger.results(f"train-{AVERAGE}")} - {final}
+        idle = sorted(refused | means | {one.adapter for one in rounds if not one.activated})
         connection.execute(
             update(adapters)
             .where(adapters.c.job == self.ledger.job, adapters.c.name.in_(sorted(names)))

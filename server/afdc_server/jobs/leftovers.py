@@ -56,15 +56,17 @@ def sweep_work(db: Database, work: Path, before: float) -> Iterator[str]:
     for folder in listed(work):
         if not is_id(folder.name, JOB):
             continue
-        with db.read() as connection:
-            end = _end_of(connection, folder.name)
-        if end is None:
-            continue
-        if end.at < before:
-            if _take_away(db, folder, before):
+        with suppress(FileNotFoundError):  # its job was deleted meanwhile
+            if _clear(db, folder, before):
                 yield folder.name
-        elif end.status == "succeeded" and trim(RunLayout(folder)):
-            yield folder.name
+
+
+def _clear(db: Database, folder: Path, before: float) -> bool:
+    with db.read() as connection:
+        end = _end_of(connection, folder.name)
+    if end is None:
+        return False
+    return _take_away(db, folder, before) if end.at < before else end.status == "succeeded" and trim(RunLayout(folder))
 
 
 def _end_of(connection: Connection, job: str) -> _End | None:

@@ -31,6 +31,8 @@ class Entry:
         used_at: epoch seconds.
         adding: callers that are about to add it; without any, one that was never loaded is forgotten.
         in_doubt: a request met an error over its adapter: an engine that was restarted may have dropped it.
+        source: the folder that the engine has it from; None: one of them, or it is not loaded.
+        moving: it is taken out to be loaded from another folder, and nobody begins to use it.
         idle: set while it has no users.
     """
 
@@ -42,6 +44,8 @@ class Entry:
     used_at: float = 0.0
     adding: int = 0
     in_doubt: bool = False
+    source: Path | None = None
+    moving: bool = False
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -81,7 +85,7 @@ class AdapterPool:
         name = name or folder.name
         entry = self._entries.setdefault(name, Entry(name, [folder]))
         if folder not in entry.folders:
-            if not _same_files(entry.folders[0], folder):
+            if not any(_same_files(known, folder) for known in entry.folders):
                 raise AdapterError(f"another adapter is known under the name {name}")
             entry.folders.append(folder)
         entry.adding += 1
@@ -107,11 +111,24 @@ class AdapterPool:
             return
         if folder is not None and len(entry.folders) > 1:
             entry.folders.remove(folder)
+            if entry.loaded and entry.source in (None, folder):
+                await self._move(entry)
             return
         self._dismiss(entry)
         await entry.idle.wait()
         async with self._changing:
             await self._take_out(entry)
+
+    async def _move(self, entry: Entry) -> None:
+        """Take it out of the engine, which may read it from its folder again: the next use loads it from another."""
+        entry.moving = True
+        try:
+            await entry.idle.wait()
+            async with self._changing:
+                await self._take_out(entry)
+        finally:
+            entry.moving = False
+            self._let_in()
 
     async def unload(self, name: str) -> bool:
         """Take an adapter out of the engine once its requests are done; its name stays known, and brings it back.
@@ -198,6 +215,8 @@ class AdapterPool:
 
     def _fits(self, entries: Sequence[Entry]) -> bool:
         """Whether all of them can be in, with what is in use."""
+        if any(entry.moving for entry in entries):
+            return False
         busy = {entry for entry in (*self._entries.values(), *self._leaving) if entry.users}
         namesakes = {entry.name for entry in self._leaving if entry.users}
         return len(busy | set(entries)) <= self.slots and namesakes.isdisjoint(entry.name for entry in entries)
@@ -229,18 +248,19 @@ class AdapterPool:
             if not entry.loaded:
                 await self._make_room(entry)
             try:
-                entry.manifest = await self._load_from(entry.folders)
+                entry.manifest, source = await self._load_from(entry.folders)
             except AdapterError:
                 entry.loaded = False
                 raise
+            entry.source = None if entry.loaded else source  # of a live adapter the engine has done nothing
             entry.loaded, entry.in_doubt = True, False
 
-    async def _load_from(self, folders: Sequence[Path]) -> AdapterManifest:
+    async def _load_from(self, folders: Sequence[Path]) -> tuple[AdapterManifest, Path]:
         """From the first folder that the engine takes: one copy may be damaged. Of a live adapter nothing is done."""
         for folder in folders[:-1]:
             with suppress(AdapterError):
-                return await self._engine.load_adapter(folder)
-        return await self._engine.load_adapter(folders[-1])
+                return await self._engine.load_adapter(folder), folder
+        return await self._engine.load_adapter(folders[-1]), folders[-1]
 
     async def _make_room(self, entry: Entry) -> None:
         """Take out what is leaving under the same name, then as many idle ones as have to go."""

@@ -8,8 +8,10 @@ then begins anew instead of failing at the first file that it misses.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
+
+from sqlalchemy import Connection
 
 from afdc.adapter import verify_adapter
 from afdc.errors import AfdcError, StorageError
@@ -61,12 +63,17 @@ def _is_fold(folder: Path) -> bool:
     return len(parts) == 3 and parts[1].startswith("f") and parts[1][1:].isdigit()
 
 
-def prepare_folder(ledger: SqlLedger, layout: RunLayout, artifacts: ArtifactStore, told: Collection[str]) -> bool:
+def prepare_folder(
+    ledger: SqlLedger,
+    layout: RunLayout,
+    artifacts: ArtifactStore,
+    told: Collection[str],
+    forgotten: Callable[[Connection], None],
+) -> None:
     """Let a job go on from what is finished, or from the beginning where some of that is missing or damaged.
 
-    Returns whether it begins anew.
-
     Args:
+        forgotten: called in the transaction that makes it begin anew.
         told: folders in the artifact store that clients know of: they stay until the job has others in their place.
 
     Raises:
@@ -74,13 +81,12 @@ def prepare_folder(ledger: SqlLedger, layout: RunLayout, artifacts: ArtifactStor
     """
     reason = find_damage(ledger, layout)
     if not reason:
-        return False
+        return
     locations = [one for one in published_locations(ledger.get_value(PUBLISHED) or {}) if one not in told]
     _remove(layout)  # before the ledger forgets: whoever is killed in between finds the damage again
-    ledger.forget(reason)
+    ledger.forget(reason, forgotten)
     for location in locations:
         artifacts.delete(location)
-    return True
 
 
 def find_damage(ledger: SqlLedger, layout: RunLayout) -> str:

@@ -118,12 +118,12 @@ class Runner:
 
     def _take_turn(self) -> None:
         self._sweeper.turn()
-        self.bench.budgets.save()
         self._renew()
         self._take_over()
         self._stop_wanted()
         while self._has_room() and self._claim():
             pass
+        self.bench.budgets.save()  # last: it may wait for another server's lock, and leases must not
 
     def _has_room(self) -> bool:
         return not self._closing and self.running < self._settings.running_jobs and self._engine_answers()

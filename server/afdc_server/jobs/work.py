@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from sqlalchemy import Connection
 
 from afdc.config import RunConfig
 from afdc.errors import ConflictError, InterruptedRunError
@@ -158,9 +159,7 @@ class JobThread(threading.Thread):
         done = await asyncio.to_thread(whole_result, self._layout)
         if done is not None:
             return done
-        if await asyncio.to_thread(self._prepare_folder, ledger):
-            with self._bench.db.write() as connection:
-                keep_spent(connection, self.tenant, self._row.usage)
+        await asyncio.to_thread(self._prepare_folder, ledger)
         config = RunConfig.model_validate(without_address(self._row.config))
         request, checked = await asyncio.to_thread(self._prepare, config)
         model = self._bench.model()
@@ -180,8 +179,14 @@ class JobThread(threading.Thread):
                 remedy="Retry it on a server with that model, or make a new job",
             )
 
-    def _prepare_folder(self, ledger: SqlLedger) -> bool:
-        return prepare_folder(ledger, self._layout, self._bench.artifacts, self._checkpoints(ledger).locations())
+    def _prepare_folder(self, ledger: SqlLedger) -> None:
+        def forgotten(connection: Connection) -> None:
+            """What it has spent stays spent, and is counted once."""
+            keep_spent(connection, self.tenant, self._row.usage)
+            store.change(connection, self.job, usage={})
+
+        told = self._checkpoints(ledger).locations()
+        prepare_folder(ledger, self._layout, self._bench.artifacts, told, forgotten)
 
     def _prepare(self, config: RunConfig) -> tuple[RunRequest, CheckedRequest]:
         wanted = JobCreate.model_validate(self._row.request)

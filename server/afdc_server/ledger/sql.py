@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -117,9 +117,14 @@ class SqlLedger:
         with self._reading() as connection:
             return [dict(result) for result in connection.execute(query).scalars()]
 
-    def forget(self, reason: str) -> None:
-        """Drop every stage, chunk and value: the job begins anew. Its events stay, and one says why."""
+    def forget(self, reason: str, also: Callable[[Connection], None] = lambda _connection: None) -> None:
+        """Drop every stage, chunk and value: the job begins anew. Its events stay, and one says why.
+
+        Args:
+            also: what belongs to the same transaction.
+        """
         with self.transaction() as connection:
+            also(connection)
             for table in (stages, chunks, values):
                 connection.execute(delete(table).where(table.c.job == self.job))
             append_event(connection, self.job, "job_restarted", {"reason": reason})

@@ -20,11 +20,19 @@ PASSING = (408, 429, 502, 503, 504)  # 500 is not: so the server says that a fol
 async def load_lora(client: HttpClient, name: str, folder: Path) -> None:
     """Have the server load the adapter in `folder`; one that it has from there already is left as it is.
 
+    One that it has under this name from elsewhere was left by a process that was killed: it is loaded anew.
+
     Raises:
         RequestRejectedError: it cannot or may not. EngineDiedError: it is away.
     """
-    reply = await client.insist(LOAD, {"lora_name": name, "lora_path": str(folder)}, again=PASSING)
-    if reply.status == 200 or (reply.status == 400 and await _has(client, name, folder)):
+    wanted = {"lora_name": name, "lora_path": str(folder)}
+    reply = await client.insist(LOAD, wanted, again=PASSING)
+    root = await _root(client, name) if reply.status == 400 else None
+    if root not in (None, str(folder)):
+        await unload_lora(client, name)
+        reply = await client.insist(LOAD, wanted, again=PASSING)
+        root = await _root(client, name) if reply.status == 400 else None
+    if reply.status == 200 or root == str(folder):
         return
     if reply.status in PASSING:
         raise EngineDiedError(f"the server is not ready for an adapter: {reply.message}")
@@ -33,20 +41,18 @@ async def load_lora(client: HttpClient, name: str, folder: Path) -> None:
 
 def _remedy(reply: Reply) -> str:
     text = reply.message.lower()
-    if "already been loaded" in text:
-        return f"Another run left it there: POST its lora_name to {UNLOAD}, or restart the server"
     if reply.status == 404 and not text.startswith("not found"):
         return HOW_TO_SHARE
     return HOW_TO_ALLOW if reply.status in (404, 405) or "not enabled" in text else ""
 
 
-async def _has(client: HttpClient, name: str, folder: Path) -> bool:
-    """Whether the server serves this very folder under the name: a reply got lost, or an earlier run left it."""
+async def _root(client: HttpClient, name: str) -> str | None:
+    """The folder that the server serves under the name: a reply got lost, or an earlier run left it."""
     listed = await client.ask("/v1/models")
     if listed.status != 200:
-        return False
+        return None
     cards = parse(ModelList, listed.content, "/v1/models").data
-    return any(card.id == name and card.parent and card.root == str(folder) for card in cards)
+    return next((card.root for card in cards if card.id == name and card.parent), None)
 
 
 async def unload_lora(client: HttpClient, name: str) -> None:

@@ -10,7 +10,18 @@ from prometheus_client import Counter, Histogram, disable_created_metrics
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 OTHER = "other"
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-REASONS = ("requests", "tenant_jobs", "tenant_tokens", "queue", "streams", "waits", "texts", "adapter", "ending")
+REASONS = (
+    "requests",
+    "tenant_jobs",
+    "tenant_tokens",
+    "queue",
+    "streams",
+    "waits",
+    "previews",
+    "texts",
+    "adapter",
+    "ending",
+)
 FAULTS = ("engine", "engine_died", "request_rejected", "storage", "trainer")
 REASON_KEY = "afdc.reason"
 """Of an ASGI scope: why the request is refused for now (429 or 503)."""
