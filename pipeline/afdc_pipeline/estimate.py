@@ -222,7 +222,8 @@ def _scored_texts(config: RunConfig, inputs: PlanInputs, candidates: int) -> int
     averaged = int(_averages(config, inputs) > 0)
     judged = 2 + config.loop.rounds + averaged
     crossed = len(inputs.seeds) * (judged - 1) if folds else 0  # each seed by the fold that left it out
-    sampled = candidates // sample_step(candidates) if folds and averaged else 0
+    calibrated = folds and averaged and not inputs.task.is_open
+    sampled = candidates // sample_step(candidates) if calibrated else 0
     return labellers * candidates + judged * inputs.eval_rows + (judged - 1) * held + crossed + sampled
 
 

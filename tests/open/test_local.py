@@ -98,7 +98,7 @@ def test_the_adapter_knows_that_its_task_is_open(request_: RunRequest) -> None:
 def test_a_plan_counts_the_sampled_answers(request_: RunRequest) -> None:
     plan, _ = plan_local(request_)
     assert plan.candidates == 32
-    assert plan.score_reads == 3 * (4 * 32 + 4 * 5)
+    assert plan.score_reads == 3 * (4 * 32 + 5 * 5)
     assert plan.completion_tokens > plan.score_reads
 
 
