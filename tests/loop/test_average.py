@@ -14,14 +14,14 @@ from afdc.errors import AdapterError
 from afdc.presets import build_config
 from afdc.result import RunResult
 from afdc.task import Example, Task
-from afdc_pipeline.rows import Seed
 from afdc_pipeline.seams import Scores
 from afdc_pipeline.stages import average
 from afdc_pipeline.stages.average import listed
 from afdc_pipeline.state import LoopState
 from tests.fakes.engine import FakeEngine
-from tests.fakes.job import FakeJob, make_job, make_seeds, small_config
+from tests.fakes.job import FakeJob, make_job, small_config
 from tests.fakes.trainer import FakeTrainer
+from tests.loop.losing import Losing, named_seeds
 from tests.loop.test_local import World, run, write_jsonl
 from tests.loop.test_local import request_of as request_of
 
@@ -95,25 +95,6 @@ def test_switched_off_or_with_one_round_the_last_adapter_is_handed_out(
 def test_the_paper_preset_does_not_average() -> None:
     assert build_config().loop.average
     assert not build_config("paper").loop.average
-
-
-def named_seeds(holdout: int = 0) -> tuple[Seed, ...]:
-    return tuple(Seed(s.id, f"{s.text} {s.label}", s.label, s.holdout) for s in make_seeds(holdout=holdout))
-
-
-class Losing(FakeEngine):
-    """Adapters with one of `parts` in their name are wrong on the seeds held out."""
-
-    def __init__(self, *parts: str) -> None:
-        super().__init__(noise=0.01)
-        self.parts = parts
-        self.held = [seed.text for seed in named_seeds(holdout=1) if seed.holdout]
-
-    async def score(self, texts: Sequence[str], task: Task, adapter: str | None = None) -> Scores:
-        scores = await super().score(texts, task, adapter)
-        if adapter and any(part in adapter for part in self.parts) and list(texts) == self.held:
-            return Scores(scores.logprobs[:, [1, 2, 0]], scores.errors)
-        return scores
 
 
 THREE = {"rounds": 3, "patience": 9}
@@ -193,14 +174,7 @@ def test_the_mean_is_scored_and_calibrated_by_the_means_of_the_folds(tmp_path: P
 
 
 def test_a_mean_that_loses_out_of_fold_is_not_handed_out(tmp_path: Path) -> None:
-    class Worse(FakeEngine):
-        async def score(self, texts: Sequence[str], task: Task, adapter: str | None = None) -> Scores:
-            scores = await super().score(texts, task, adapter)
-            if adapter and "-avg-f" in adapter and set(texts) <= {seed.text for seed in named_seeds()}:
-                return Scores(scores.logprobs[:, [1, 2, 0]], scores.errors)
-            return scores
-
-    job = make_job(tmp_path, small_config(loop={"folds": 2}), engine=Worse(noise=0.1), seeds=named_seeds())
+    job = make_job(tmp_path, small_config(loop={"folds": 2}), engine=Losing("-avg-f", noise=0.1), seeds=named_seeds())
     state = job.run()
     assert state.best.name == "r2"
     assert "lost held-out accuracy" in state.history[-1].note

@@ -14,6 +14,7 @@ from afdc.training import TrainJob
 from afdc_pipeline.seams import Scores
 from tests.fakes.engine import FakeEngine
 from tests.fakes.job import FakeJob, make_job, make_seeds, small_config
+from tests.loop.losing import Losing, named_seeds
 
 FOLDED = {"rounds": 1, "members": 2, "folds": 2}
 
@@ -50,19 +51,8 @@ def test_texts_written_from_a_left_out_seed_are_left_out_too(tmp_path: Path) -> 
         assert not {parent[text] for text in rows if text in parent} & held
 
 
-def named_seeds() -> tuple:  # type: ignore[type-arg] # of Seed
-    return tuple(type(s)(s.id, f"{s.text} {s.label}", s.label) for s in make_seeds())
-
-
 def test_a_round_that_loses_out_of_fold_is_not_handed_out(tmp_path: Path) -> None:
-    class Worse(FakeEngine):
-        async def score(self, texts: Sequence[str], task: Task, adapter: str | None = None) -> Scores:
-            scores = await super().score(texts, task, adapter)
-            if adapter and "-r1-f" in adapter and set(texts) <= {seed.text for seed in named_seeds()}:
-                return Scores(scores.logprobs[:, [1, 2, 0]], scores.errors)
-            return scores
-
-    state = make_job(tmp_path, small_config(loop=FOLDED), engine=Worse(noise=0.1), seeds=named_seeds()).run()
+    state = make_job(tmp_path, small_config(loop=FOLDED), engine=Losing("-r1-f", noise=0.1), seeds=named_seeds()).run()
     first, second = state.history
     assert first.holdout is not None
     assert second.holdout is not None

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from afdc.task import Task
-from afdc_pipeline.rows import Seed
 from afdc_pipeline.scoring import normalise
 from afdc_pipeline.seams import StageKey
 from tests.fakes.encoder import FakeEncoder, Seen
 from tests.fakes.engine import FakeEngine, stable_rng
 from tests.fakes.job import TASK, FakeJob, growing_config, make_job, make_seeds, small_config
+from tests.loop.losing import named_seeds
 
 FOLDED = {"rounds": 1, "members": 1, "folds": 2}
-
-
-def named_seeds() -> tuple[Seed, ...]:
-    """Seeds that the fakes can tell, so that no round is refused."""
-    return tuple(replace(seed, text=f"{seed.text} {seed.label}") for seed in make_seeds())
 
 
 def fits(job: FakeJob, name: str) -> list[Seen]:

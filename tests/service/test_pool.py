@@ -62,13 +62,19 @@ async def test_a_name_stands_for_one_folder() -> None:
         await use(pool, SlowEngine(), "a", "b", "c", "d")
 
 
-async def test_two_folders_with_the_same_files_are_one_adapter_until_both_are_removed(tmp_path: Path) -> None:
-    engine = SlowEngine()
-    pool = make_pool(engine)
-    mine, published = tmp_path / "mine" / "a", tmp_path / "published" / "a"
+def two_folders(root: Path) -> tuple[Path, Path]:
+    """Of adapter "a": a job's own, and the published copy."""
+    mine, published = root / "mine" / "a", root / "published" / "a"
     for place in (mine, published):
         place.mkdir(parents=True)
         (place / MANIFEST_FILE).write_text(manifest_of("a").model_dump_json())
+    return mine, published
+
+
+async def test_two_folders_with_the_same_files_are_one_adapter_until_both_are_removed(tmp_path: Path) -> None:
+    engine = SlowEngine()
+    pool = make_pool(engine)
+    mine, published = two_folders(tmp_path)
     await pool.add(mine)
     await pool.add(published, "a")
     await pool.remove("a", mine)
@@ -85,10 +91,7 @@ async def test_two_folders_with_the_same_files_are_one_adapter_until_both_are_re
 async def test_a_folder_that_goes_waits_for_the_requests_and_new_ones_get_the_other(tmp_path: Path) -> None:
     engine = SlowEngine()
     pool = make_pool(engine)
-    mine, published = tmp_path / "mine" / "a", tmp_path / "published" / "a"
-    for place in (mine, published):
-        place.mkdir(parents=True)
-        (place / MANIFEST_FILE).write_text(manifest_of("a").model_dump_json())
+    mine, published = two_folders(tmp_path)
     await pool.add(mine)
     await pool.add(published)
     async with pool.hold(["a"]):

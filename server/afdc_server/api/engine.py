@@ -96,7 +96,7 @@ def spending(services: Services, caller: Caller) -> Iterator[Tally]:
     try:
         yield tally
     finally:
-        services.budgets.spend(caller.tenant, tally.prompt_tokens + tally.completion_tokens)
+        services.budgets.spend(caller.tenant, tally.tokens)
 
 
 async def _read(services: Services, folder: Path, name: str, texts: list[str], tally: Tally) -> list[Prediction]:

@@ -14,6 +14,11 @@ class Tally:
     completion_tokens: int = 0
     cached_tokens: int = 0
 
+    @property
+    def tokens(self) -> int:
+        """What budgets count: read and written."""
+        return self.prompt_tokens + self.completion_tokens
+
 
 current_tally: ContextVar[Tally | None] = ContextVar("current_tally", default=None)
 

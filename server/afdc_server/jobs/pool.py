@@ -32,7 +32,7 @@ class Entry:
         adding: callers that are about to add it; without any, one that was never loaded is forgotten.
         in_doubt: a request met an error over its adapter: an engine that was restarted may have dropped it.
         source: the folder that the engine has it from; None: one of them, or it is not loaded.
-        moving: it is taken out to be loaded from another folder, and nobody begins to use it.
+        draining: callers that take it out of the engine: nobody begins to use it meanwhile.
         idle: set while it has no users.
     """
 
@@ -45,7 +45,7 @@ class Entry:
     adding: int = 0
     in_doubt: bool = False
     source: Path | None = None
-    moving: bool = False
+    draining: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -112,23 +112,12 @@ class AdapterPool:
         if folder is not None and len(entry.folders) > 1:
             entry.folders.remove(folder)
             if entry.loaded and entry.source in (None, folder):
-                await self._move(entry)
+                await self._drain(entry)  # the engine may read the folder again; the next use loads from another
             return
         self._dismiss(entry)
         await entry.idle.wait()
         async with self._changing:
             await self._take_out(entry)
-
-    async def _move(self, entry: Entry) -> None:
-        """Take it out of the engine, which may read it from its folder again: the next use loads it from another."""
-        entry.moving = True
-        try:
-            await entry.idle.wait()
-            async with self._changing:
-                await self._take_out(entry)
-        finally:
-            entry.moving = False
-            self._let_in()
 
     async def unload(self, name: str) -> bool:
         """Take an adapter out of the engine once its requests are done; its name stays known, and brings it back.
@@ -138,12 +127,21 @@ class AdapterPool:
         entry = self._entries.get(name)
         if entry is None or not entry.loaded:
             return False
-        while entry.loaded:
-            await entry.idle.wait()
-            async with self._changing:
-                if not entry.users:
-                    await self._take_out(entry)
+        await self._drain(entry)
         return True
+
+    async def _drain(self, entry: Entry) -> None:
+        """Take it out of the engine once its requests are done. Later ones wait, and load it again."""
+        entry.draining += 1
+        try:
+            while entry.loaded:
+                await entry.idle.wait()
+                async with self._changing:
+                    if not entry.users:
+                        await self._take_out(entry)
+        finally:
+            entry.draining -= 1
+            self._let_in()
 
     @asynccontextmanager
     async def hold(self, names: Iterable[str | None]) -> AsyncIterator[None]:
@@ -215,7 +213,7 @@ class AdapterPool:
 
     def _fits(self, entries: Sequence[Entry]) -> bool:
         """Whether all of them can be in, with what is in use."""
-        if any(entry.moving for entry in entries):
+        if any(entry.draining for entry in entries):
             return False
         busy = {entry for entry in (*self._entries.values(), *self._leaving) if entry.users}
         namesakes = {entry.name for entry in self._leaving if entry.users}

@@ -123,7 +123,7 @@ class JobEngine:
                 return await self._host.engine.score(texts, task, adapter)
 
     def _ask(self) -> None:
-        spent = self._tally.prompt_tokens + self._tally.completion_tokens
+        spent = self._tally.tokens
         new, self._told = spent - self._told, spent
         self._may_go_on(new)
 

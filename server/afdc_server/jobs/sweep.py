@@ -86,10 +86,10 @@ class Sweeper:
         return left + [f"{WORK}/{name}" for name in sweep_work(self._db, self._data / WORK, now - self._keep_work_s)]
 
     def _sweep_artifacts(self, before: float) -> Iterator[str]:
-        listed = [one for kind in KINDS for one in self._artifacts.folders(kind)]
+        stored = [one for kind in KINDS for one in self._artifacts.folders(kind)]
         with self._db.read() as connection:
             known = _known_locations(connection)  # after the listing: what was named meanwhile is known
-        for location in listed:
+        for location in stored:
             if location not in known and self._artifacts.written_at(location) < before:
                 self._artifacts.delete(location)
                 yield location

@@ -1,0 +1,31 @@
+"""Adapters that lose on gold: an engine that answers wrong under certain names, and seeds that it knows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from afdc.task import Task
+from afdc_pipeline.rows import Seed
+from afdc_pipeline.seams import Scores
+from tests.fakes.engine import FakeEngine
+from tests.fakes.job import make_seeds
+
+
+def named_seeds(holdout: int = 0) -> tuple[Seed, ...]:
+    """`make_seeds`, with texts that name their label: the fake engine knows them."""
+    return tuple(Seed(s.id, f"{s.text} {s.label}", s.label, s.holdout) for s in make_seeds(holdout=holdout))
+
+
+class Losing(FakeEngine):
+    """Adapters with one of `parts` in their name are wrong on the named seeds."""
+
+    def __init__(self, *parts: str, noise: float = 0.01) -> None:
+        super().__init__(noise=noise)
+        self.parts = parts
+        self.seeds = {seed.text for seed in named_seeds()}
+
+    async def score(self, texts: Sequence[str], task: Task, adapter: str | None = None) -> Scores:
+        scores = await super().score(texts, task, adapter)
+        if adapter and any(part in adapter for part in self.parts) and self.seeds.issuperset(texts):
+            return Scores(scores.logprobs[:, [1, 2, 0]], scores.errors)
+        return scores
