@@ -25,10 +25,15 @@ class Evaluation(Kept):
     token_f1: float | None = Field(
         default=None, description="open tasks: mean token F1; accuracy is then the share of exact matches"
     )
+    log_loss: float | None = Field(
+        default=None,
+        description="mean negative log-likelihood of the gold labels in nats, at the temperature that suits these "
+        "rows best, so that it says how well labels are told and not how sure; adapters are compared by it",
+    )
 
     @property
     def score(self) -> float:
-        """What adapters are compared by: token F1 where there is one, else accuracy."""
+        """What is told of an adapter: token F1 where there is one, else accuracy."""
         return self.accuracy if self.token_f1 is None else self.token_f1
 
 

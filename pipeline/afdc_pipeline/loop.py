@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 
 from afdc.result import Evaluation, RoundResult
-from afdc_pipeline import growth, metrics, stopping
+from afdc_pipeline import gate, growth, metrics, stopping
 from afdc_pipeline.context import JobContext
 from afdc_pipeline.seams import StageKey
 from afdc_pipeline.select.selector import EVERY
@@ -75,11 +75,12 @@ async def _average(ctx: JobContext, state: LoopState) -> None:
     notes = [last.note]
     for number, rounds in enumerate(mixtures(state.trained)):
         mean = await average_rounds(ctx, last.round, f"{AVERAGE}{number or ''}", rounds, learnt)
-        passed = _passes_gate(state, mean.holdout)
+        passed = gate.never_worse(mean.holdout, state.best_holdout)
         notes.append(describe(rounds, mean, passed=passed))
         ctx.progress.note(notes[-1])
         if mean.scorer is not None and passed:
             state.best, state.best_eval = mean.scorer, await on_eval(ctx, last.round, mean.scorer)
+            state.best_holdout = mean.holdout or state.best_holdout
             break
     note = "; ".join(filter(None, notes))
     state.history[-1] = last.model_copy(update={"note": note, "seconds": stage_seconds(ctx, last.round)})
@@ -142,7 +143,7 @@ async def _self_train(ctx: JobContext, state: LoopState, round: int) -> None:
         ctx.progress.note(state.stop_reason)
         return
     holdout = fitted.evaluation or await on_holdout(ctx, round, scorer)
-    accepted = _passes_gate(state, holdout)
+    accepted = gate.never_worse(holdout, state.best_holdout)
     evaluation = await on_eval(ctx, round, scorer)
     state.trained.append(Trained(scorer, fitted.scorers, accepted))
     if accepted:
@@ -151,13 +152,8 @@ async def _self_train(ctx: JobContext, state: LoopState, round: int) -> None:
         note = await _label(ctx, state, round)
     else:  # the same labellers would decide the same again
         state.decisions.append(replace(state.decisions[-1], flip_rate=None))
-        note = "lost held-out accuracy: the adapter before it is kept"
+        note = "worse on held-out gold: the adapter before it is kept"
     await _record(ctx, state, round, evaluation, scorer=scorer, holdout=holdout, activated=accepted, note=note)
-
-
-def _passes_gate(state: LoopState, holdout: Evaluation | None) -> bool:
-    """An adapter that loses on gold that it has not seen is not handed out; without such gold every adapter passes."""
-    return holdout is None or state.best_holdout is None or holdout.score >= state.best_holdout.score
 
 
 def _activate(ctx: JobContext, state: LoopState, scorer: Scorer, beside: Sequence[Scorer]) -> None:

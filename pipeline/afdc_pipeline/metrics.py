@@ -25,13 +25,14 @@ ECE_BINS = 15
 
 
 def evaluate(probs: FloatArray, gold: Labels) -> Evaluation:
-    """Accuracy, macro-F1 and calibration error of the argmax labels."""
+    """Accuracy, macro-F1 and calibration error of the argmax labels, and the log loss of the distributions."""
     predicted = scoring.labels(probs)
     return Evaluation(
         accuracy=accuracy(gold, predicted),
         n=len(gold),
         macro_f1=macro_f1(gold, predicted, probs.shape[1]),
         ece=expected_calibration_error(probs, gold),
+        log_loss=log_loss(probs, gold),
     )
 
 
@@ -48,6 +49,21 @@ def evaluate_answers(gold: Sequence[str], given: Sequence[str]) -> Evaluation:
 def accuracy(gold: Labels, predicted: Labels) -> float:
     """Share of rows with the gold label; 0 without rows."""
     return float(np.mean(gold == predicted)) if len(gold) else 0.0
+
+
+def log_loss(probs: FloatArray, gold: Labels) -> float | None:
+    """Mean -ln p(gold) in nats, at the temperature that makes it smallest; None without rows.
+
+    A scale of its own for each set of distributions makes two of them comparable whose calibrations differ. A text
+    without an answer costs what an even guess does.
+    """
+    if not len(gold):
+        return None
+    with np.errstate(divide="ignore"):
+        logprobs = np.log(probs)
+    fitted = scoring.normalise(logprobs / scoring.fit_temperature(logprobs, gold, prior_rows=0.0))
+    told = np.nan_to_num(fitted[np.arange(len(gold)), gold], nan=1 / probs.shape[1])
+    return float(-np.log(np.maximum(told, scoring.TINY)).mean())
 
 
 def accuracy_interval(gold: Labels, predicted: Labels, z: float = 1.96) -> tuple[float, float]:

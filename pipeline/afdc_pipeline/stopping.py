@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from afdc.config import RunConfig
 from afdc.result import RoundResult
+from afdc_pipeline import gate
 
 History = Sequence[RoundResult]
 
@@ -46,14 +47,16 @@ def rounds_done(history: History, rounds: int) -> str | None:
 
 
 def no_gain(history: History, patience: int) -> str | None:
-    """The last `patience` rounds did not beat the best held-out score before them. Without held-out gold: never."""
-    scores = [result.holdout.score for result in history if result.holdout is not None]
-    if len(scores) <= patience:
+    """The last `patience` rounds did not beat the best one before them on held-out gold. Without such gold: never."""
+    known = [result.holdout for result in history if result.holdout is not None]
+    if len(known) <= patience:
         return None
-    best = max(scores[:-patience])
-    if max(scores[-patience:]) > best:
+    ranks = gate.ranks(known)
+    best = max(ranks[:-patience])
+    if max(ranks[-patience:]) > best:
         return None
-    return f"no_gain: {patience} rounds without gain on held-out gold (best {best:.1%})"
+    told = gate.describe(known[ranks.index(best)])
+    return f"no_gain: {patience} rounds without gain on held-out gold (best {told})"
 
 
 def target_reached(history: History, target_rows: int | None) -> str | None:

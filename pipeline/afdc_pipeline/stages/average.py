@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from afdc.result import Evaluation
+from afdc_pipeline import gate
 from afdc_pipeline.context import JobContext
 from afdc_pipeline.holdout import Fold
 from afdc_pipeline.stages.crossfit import CrossFit, Learnt, cross_fit, seed_folds
@@ -98,9 +99,9 @@ def describe(rounds: Sequence[Trained], mean: Averaged, *, passed: bool) -> str:
     what = f"mean of {listed([one.scorer.name for one in rounds])}"
     if mean.scorer is None:
         return f"the {what} was not activated: {mean.refused}"
-    share = f" ({mean.holdout.score:.1%} of held-out gold)" if mean.holdout else ""
+    share = f" ({gate.describe(mean.holdout)})" if mean.holdout else ""
     if not passed:
-        return f"the {what} lost held-out accuracy{share} and is not handed out"
+        return f"the {what} is worse on held-out gold{share} and is not handed out"
     return f"handed out: {mean.scorer.served}, {what}{share}"
 
 
