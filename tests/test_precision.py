@@ -1,4 +1,4 @@
-"""What "auto" means on GPUs of every age, without one."""
+"""What "auto" means on GPUs of every age, without one, and on CPUs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from afdc.cli import main
 from afdc.config import EngineConfig, TrainConfig
 from afdc.precision import describe_precision, engine_dtype, plan_precision, trainer_dtype
-from afdc_server import models
+from afdc_server import cpu, models
 from afdc_server.engine.settings import resolve_settings
 from afdc_server.gpu import compute_capability, lowest_capability
 from afdc_trainer.model import choose_dtype
@@ -87,3 +87,36 @@ def test_doctor_and_plan_name_what_an_old_gpu_gets(
     assert "NVIDIA GPU, compute capability 7.5: float16 in the engine and float32 in the trainer" in out
     assert "float16 in the engine, float32 in the trainer, for this GPU has no bfloat16" in out
     assert compute_capability() == (7, 5)
+
+
+@pytest.mark.parametrize(
+    ("listing", "found"),
+    [
+        ("flags\t\t: fpu avx2 avx512f avx512_vnni\nflags\t\t: fpu avx2 avx512f avx512_vnni\n", False),
+        ("flags\t\t: fpu avx512f avx512_bf16\nflags\t\t: fpu avx512f avx512_bf16\n", True),
+        ("flags\t\t: fpu avx512f avx512_bf16\nflags\t\t: fpu avx512f\n", False),
+        ("flags\t\t: avx512f amx_bf16 amx_tile\n", True),
+        ("Features\t: fp asimd bf16 i8mm\n", True),
+        ("Features\t: fp asimd\n", False),
+        ("processor\t: 0\n", True),
+    ],
+)
+def test_a_cpu_says_whether_it_has_bfloat16(listing: str, found: bool, tmp_path: Path) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text(listing)
+    assert cpu.has_bfloat16(info) is found
+
+
+def test_a_cpu_that_does_not_tell_is_taken_for_a_new_one(tmp_path: Path) -> None:
+    assert cpu.has_bfloat16(tmp_path / "none")
+
+
+@pytest.mark.parametrize(("has", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_the_engine_follows_the_cpu(has: bool, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "has_bfloat16", lambda: has)
+    assert resolve_settings(EngineConfig(), 512, "cpu").dtype == dtype
+    assert resolve_settings(EngineConfig(dtype="bfloat16"), 512, "cpu").dtype == "bfloat16"
+
+
+def test_this_cpu_is_judged_as_torch_judges_it() -> None:
+    assert cpu.has_bfloat16() == bool(torch.cpu.get_capabilities().get("avx512_bf16", True))

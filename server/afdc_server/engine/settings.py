@@ -8,6 +8,7 @@ from typing import Any
 
 from afdc.config import EngineConfig
 from afdc.precision import Capability, engine_dtype
+from afdc_server import cpu
 from afdc_server.gpu import compute_capability
 from afdc_server.models import detect_device
 
@@ -72,7 +73,9 @@ def resolve_settings(
 
 
 def _auto_dtype(device: str, capability: Capability | None) -> str:
-    return "bfloat16" if device == "cpu" else engine_dtype(capability or compute_capability())
+    if device == "cpu":
+        return "bfloat16" if cpu.has_bfloat16() else "float32"
+    return engine_dtype(capability or compute_capability())
 
 
 def default_cpu_seqs() -> int:
