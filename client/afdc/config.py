@@ -178,7 +178,10 @@ class SelectConfig(SettingsTable):
     align: bool = Field(
         default=False, description="divide out the labeller's prior so that its mean prediction matches the target mix"
     )
-    soft_targets: bool = Field(default=False, description="train on the label distribution instead of its argmax")
+    soft_targets: bool = Field(
+        default=True,
+        description="train on the labellers' distribution instead of its argmax; not for open tasks",
+    )
     weighted: bool = Field(default=False, description="weight a row by its confidence")
 
 

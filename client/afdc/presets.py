@@ -37,6 +37,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "trust": False,
             "out_of_sample": False,
             "unanimous": False,
+            "soft_targets": False,
         },
         "loop": {"members": 0, "ensemble": False, "average": False, "rounds": 3, "folds": 0},
         "encoder": {"labeller": False},

@@ -57,7 +57,7 @@ def test_an_empty_answer_is_refused(tmp_path: Path, answer: str) -> None:
     assert raised.value.line == 1
 
 
-@pytest.mark.parametrize("setting", [{"per_label": 3}, {"soft_targets": True}, {"combine": True}])
+@pytest.mark.parametrize("setting", [{"per_label": 3}, {"combine": True}])
 def test_settings_that_need_labels_are_refused(tmp_path: Path, setting: dict[str, object]) -> None:
     task = tmp_path / "task.json"
     task.write_text(TASK.model_dump_json())

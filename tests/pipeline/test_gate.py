@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from afdc.result import Evaluation
@@ -51,6 +51,7 @@ def test_the_log_loss_is_the_same_at_every_temperature(seed: int, temperature: f
     gold = rng.integers(0, 3, 40)
     logits = rng.normal(size=(40, 3)) + 2 * np.eye(3)[gold]
     plain, scaled = (metrics.log_loss(scoring.normalise(logits / t), gold) for t in (1.0, temperature))
+    assume(plain is not None and plain > 0.05)  # where all are right no temperature is too cold, and there is a coldest
     assert plain == pytest.approx(scaled, abs=1e-6)
 
 

@@ -18,6 +18,7 @@ from afdc_pipeline.stages.decide import Decisions, decided_rows
 from afdc_pipeline.stages.runner import StageRun, chunks_digest, run_stage
 
 MAX_PROBES = 8
+MIN_SHARE = 1e-3  # of a soft target; the trainer asks for more
 FOLD_MEMBERS = 50  # numbers of the fold adapters, behind those of the members: both enter the training seed
 
 
@@ -197,8 +198,14 @@ def round_rows(ctx: JobContext, pool: Pool, decided: StageKey, fold: Fold) -> It
         if ctx.task.is_open:
             yield TrainRow(text=candidate.text, completion=row["answer"], weight=row["weight"])
         else:
-            targets = dict(enumerate(row["distribution"])) if soft else {row["label"]: 1.0}
+            targets = soft_targets(row["distribution"]) if soft else {row["label"]: 1.0}
             yield TrainRow(text=candidate.text, targets=targets, weight=row["weight"])
+
+
+def soft_targets(distribution: Sequence[float]) -> dict[int, float]:
+    """Label index -> probability, without labels below MIN_SHARE: a row is as long as its doubt, not as the label set."""
+    top = max(distribution)
+    return {label: share for label, share in enumerate(distribution) if share >= min(MIN_SHARE, top)}
 
 
 def _stage_result(result: TrainResult, rows: int) -> dict[str, Any]:

@@ -121,7 +121,6 @@ def check_open_settings(config: RunConfig) -> None:
     chosen = config.select
     needing = {
         "per_label": chosen.per_label is not None,
-        "soft_targets": chosen.soft_targets,
         "combine": chosen.combine,
     }
     found = next((name for name, is_set in needing.items() if is_set), None)
