@@ -203,7 +203,7 @@ def round_rows(ctx: JobContext, pool: Pool, decided: StageKey, fold: Fold) -> It
 
 
 def soft_targets(distribution: Sequence[float]) -> dict[int, float]:
-    """Label index -> probability without labels below MIN_SHARE: a row is as long as its doubt, not as the label set."""
+    """Label index -> probability, without those below MIN_SHARE: a row grows with its doubt, not with the label set."""
     top = max(distribution)
     return {label: share for label, share in enumerate(distribution) if share >= min(MIN_SHARE, top)}
 
