@@ -195,6 +195,11 @@ class TrainConfig(SettingsTable):
     learning_rate: float = Field(default=1e-3, gt=0, le=1, description="peak learning rate")
     seed_epochs: int = Field(default=10, ge=1, le=10_000, description="epochs of round 0, over the seeds alone")
     epochs: int = Field(default=2, ge=1, le=10_000, description="epochs of a later round, over seeds and selected rows")
+    all_rows: bool | None = Field(
+        default=None,
+        description="with select.soft_targets: learn from every scored row, also from those that the selection leaves "
+        "out of the data set; None: where an encoder labels beside the adapters; not for open tasks",
+    )
     seed_repeat: int = Field(
         default=3, ge=1, le=1000, description="times each seed appears in an epoch of a later round"
     )

@@ -32,7 +32,7 @@ from afdc_pipeline.rows import Candidate
 from afdc_pipeline.seams import Encoder, FloatArray, StageKey
 from afdc_pipeline.stages.crossfit import seed_folds
 from afdc_pipeline.stages.decide import decided_rows
-from afdc_pipeline.stages.fit import round_rows, seed_rows, write_rows
+from afdc_pipeline.stages.fit import labelled_rows, seed_rows, write_rows
 from afdc_pipeline.stages.reading import Scorer
 from afdc_pipeline.stages.runner import StageRun, chunks_digest, run_stage
 
@@ -144,7 +144,7 @@ def _part(ctx: JobContext, folder: Path, round: int, number: int, fold: Fold) ->
 
 def _write_rows(ctx: JobContext, part: _Part, pool: Pool, decided: StageKey | None) -> None:
     rows: Iterable[TrainRow]
-    rows = round_rows(ctx, pool, decided, part.fold) if decided else seed_rows(ctx, part.fold.train)
+    rows = labelled_rows(ctx, pool, decided, part.fold) if decided else seed_rows(ctx, part.fold.train)
     write_rows(part.fit.rows, rows)
 
 

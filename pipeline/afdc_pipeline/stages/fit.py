@@ -189,17 +189,25 @@ def seed_rows(ctx: JobContext, seeds: Iterable[Seed]) -> Iterator[TrainRow]:
 
 
 def round_rows(ctx: JobContext, pool: Pool, decided: StageKey, fold: Fold) -> Iterator[TrainRow]:
-    """D0 and D2 without what the fold leaves out."""
+    """What the adapters of a round learn from: D0, and D2 or all that was scored, without what the fold leaves out."""
     yield from seed_rows(ctx, fold.train)
-    soft = ctx.config.select.soft_targets
+    soft, weighted = ctx.config.select.soft_targets, ctx.config.select.weighted
     for candidate, row in decided_rows(ctx, pool, decided):
-        if not row["keep"] or fold.leaves_out(candidate):
+        if not ctx.learns_from(row) or fold.leaves_out(candidate):
             continue
         if ctx.task.is_open:
             yield TrainRow(text=candidate.text, completion=row["answer"], weight=row["weight"])
         else:
             targets = soft_targets(row["distribution"]) if soft else {row["label"]: 1.0}
-            yield TrainRow(text=candidate.text, targets=targets, weight=row["weight"])
+            yield TrainRow(text=candidate.text, targets=targets, weight=row["confidence"] if weighted else 1.0)
+
+
+def labelled_rows(ctx: JobContext, pool: Pool, decided: StageKey, fold: Fold) -> Iterator[TrainRow]:
+    """What an encoder learns from: D0 and D2 with their labels, without what the fold leaves out."""
+    yield from seed_rows(ctx, fold.train)
+    for candidate, row in decided_rows(ctx, pool, decided):
+        if row["keep"] and not fold.leaves_out(candidate):
+            yield TrainRow(text=candidate.text, targets={row["label"]: 1.0}, weight=row["weight"])
 
 
 def soft_targets(distribution: Sequence[float]) -> dict[int, float]:

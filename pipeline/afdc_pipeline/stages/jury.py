@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +25,15 @@ class Jury:
     def __init__(self, ctx: JobContext, scorer: Scorer) -> None:
         biased = ctx.config.select.out_of_sample and not scorer.out_of_sample
         excused = scorer.trained_on if biased else None
-        self._store, self._scorer = ctx.store, scorer
+        self._ctx, self._scorer = ctx, scorer
         self._refs = {c.index: c.ref for c in ctx.ledger.chunks(excused)} if excused else {}
 
     def votes(self, chunk: PoolChunk, candidates: Sequence[Candidate]) -> NDArray[np.bool_]:
         """Bool [n]."""
         if chunk.index not in self._refs:
             return np.array([self._scorer.asked_about(one) for one in candidates], dtype=np.bool_)
-        return np.array([not row["keep"] for row in self._store.get(self._refs[chunk.index])], dtype=np.bool_)
+        rows = self._ctx.store.get(self._refs[chunk.index])
+        return np.array([not self._was_taught(row) for row in rows], dtype=np.bool_)
+
+    def _was_taught(self, row: dict[str, Any]) -> bool:
+        return self._ctx.learns_from(row) if self._scorer.view == "adapter" else bool(row["keep"])
