@@ -26,7 +26,8 @@ def real_texts() -> list[str]:
 
 
 def test_no_text_is_labelled_by_a_fit_that_was_tuned_on_it(tmp_path: Path) -> None:
-    job = make_job(tmp_path, small_config(loop=FOLDED), seeds=named_seeds(), unlabeled=real_texts)
+    config, engine = small_config(loop=FOLDED), FakeEngine(noise=0.0)
+    job = make_job(tmp_path, config, engine=engine, seeds=named_seeds(), unlabeled=real_texts)
     state = job.run()
     assert sorted(job.encoder.jobs) == ["job-test-e0", "job-test-e1"]
     for one in job.encoder.jobs.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,30 +11,69 @@ from hypothesis import strategies as st
 
 from afdc.presets import build_config
 from afdc.training import TrainRow
-from afdc_pipeline.outcome import kept_rows
+from afdc_pipeline.pool import Pool
+from afdc_pipeline.seams import StageKey
+from afdc_pipeline.stages.decide import decided_rows
 from afdc_pipeline.stages.fit import MIN_SHARE, soft_targets
 from tests.fakes.engine import FakeEngine
-from tests.fakes.job import make_job, small_config
+from tests.fakes.job import FakeJob, make_job, make_seeds, small_config
+
+Rows = dict[str, TrainRow]
 
 
-def trained_rows(tmp_path: Path, soft: bool) -> tuple[dict[str, TrainRow], dict[str, list[float]]]:
-    """Rows that r1 learnt from and that are no seeds, and the distributions of the data set, by text."""
-    config = small_config(select={"soft_targets": soft, "trust": False}, loop={"rounds": 1})
-    job = make_job(tmp_path, config, engine=FakeEngine(noise=0.5))
-    state = job.run()
+def taught(tmp_path: Path, soft: bool, all_rows: bool | None = None, **sections: Any) -> tuple[FakeJob, Rows]:
+    """A job of one round, and the rows by text that r1 learnt from and that are no seeds."""
+    settings = {"select": {"soft_targets": soft}, "train": {"all_rows": all_rows}, "loop": {"rounds": 1}}
+    job = make_job(tmp_path, small_config(**{**settings, **sections}), engine=FakeEngine(noise=0.5))
+    job.run()
     fit = next(one for one in job.trainer.jobs if one.name == "job-test-r1")
     rows = [TrainRow.model_validate_json(line) for line in fit.rows.read_text().splitlines()]
-    kept = {row["text"]: row["distribution"] for row in kept_rows(job.ctx, state) if row["source"] == "generated"}
-    return {row.text: row for row in rows if not row.gold}, kept
+    return job, {row.text: row for row in rows if not row.gold}
+
+
+def decided(job: FakeJob) -> dict[str, dict[str, Any]]:
+    """Decisions of round 0 by text."""
+    pool = Pool(job.ctx.ledger, job.ctx.store, [StageKey(number, "filter") for number in (1, 2)])
+    rows = decided_rows(job.ctx, pool, StageKey(0, "select"))
+    return {candidate.text: row for candidate, row in rows}
 
 
 def test_rows_are_trained_on_what_their_labellers_believe(tmp_path: Path) -> None:
-    soft, _ = trained_rows(tmp_path / "soft", soft=True)
-    hard, _ = trained_rows(tmp_path / "hard", soft=False)
+    _, soft = taught(tmp_path / "soft", soft=True, all_rows=False)
+    _, hard = taught(tmp_path / "hard", soft=False)
     assert soft.keys() == hard.keys()
     assert all(row.targets == {max(soft[text].targets, key=soft[text].targets.get): 1.0} for text, row in hard.items())
     assert any(len(row.targets) > 1 for row in soft.values())
     assert all(sum(row.targets.values()) == pytest.approx(1, abs=3 * MIN_SHARE) for row in soft.values())
+
+
+def test_every_scored_row_is_learnt_from_also_what_the_data_set_leaves_out(tmp_path: Path) -> None:
+    job, rows = taught(tmp_path, soft=True)
+    decisions = decided(job)
+    assert rows.keys() == {text for text, row in decisions.items() if row["distribution"]}
+    assert any(not decisions[text]["keep"] for text in rows)
+    assert {row.weight for row in rows.values()} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("soft", "all_rows", "labeller"), [(True, False, True), (True, None, False), (False, True, True)]
+)
+def test_else_the_rows_of_d2_alone_are(tmp_path: Path, soft: bool, all_rows: bool | None, labeller: bool) -> None:
+    job, rows = taught(tmp_path, soft, all_rows, encoder={"labeller": labeller})
+    assert rows.keys() == {text for text, row in decided(job).items() if row["keep"]}
+
+
+def test_an_encoder_learns_labels_of_d2_alone(tmp_path: Path) -> None:
+    job, _ = taught(tmp_path, soft=True)
+    seen = job.encoder.jobs["job-test-e1"][0]
+    kept = {text for text, row in decided(job).items() if row["keep"]}
+    assert seen.rows == kept | {seed.text for seed in make_seeds()}
+
+
+def test_weighted_rows_weigh_their_confidence(tmp_path: Path) -> None:
+    job, rows = taught(tmp_path, soft=True, select={"weighted": True})
+    decisions = decided(job)
+    assert all(row.weight == pytest.approx(decisions[text]["confidence"]) for text, row in rows.items())
 
 
 def test_the_paper_trains_on_labels() -> None:
