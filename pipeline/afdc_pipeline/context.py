@@ -11,6 +11,7 @@ from typing import Any
 from afdc.config import RunConfig, SelectConfig
 from afdc.layout import RunLayout
 from afdc.task import Example, Task
+from afdc_pipeline.learning import learns_from_all
 from afdc_pipeline.rows import Seed
 from afdc_pipeline.seams import (
     DuplicateIndex,
@@ -113,17 +114,9 @@ class JobContext:
             return chosen
         return chosen.model_copy(update={"agreement": self.labelling_encoder is None})
 
-    @property
-    def learns_from_all(self) -> bool:
-        """Whether adapters of rounds learn from every scored row by its distribution, not from those of D2 alone."""
-        if self.task.is_open or not self.config.select.soft_targets:
-            return False
-        chosen = self.config.train.all_rows
-        return self.labelling_encoder is not None if chosen is None else chosen
-
     def learns_from(self, decision: Mapping[str, Any]) -> bool:
         """Whether the adapters of the next round learn from the text of this row of decisions."""
-        return bool(decision["distribution"] if self.learns_from_all else decision["keep"])
+        return bool(decision["distribution" if learns_from_all(self.config, self.task) else "keep"])
 
     @property
     def draws_a_round(self) -> int:

@@ -6,8 +6,8 @@ What the numbers rest on
 - `candidates` is an upper bound: duplicates and malformed texts fall away later. Every text, generated, unlabelled or
   of the eval set, is taken to be as long as the mean seed. `selected` takes KEPT_SHARE of them where the label must be
   the intended one (with the 135M model trec kept 0.42, sst2 0.65), AGREED_SHARE where adapters and encoder must agree
-  (trec: 0.76), and all otherwise, less what the caps cut; training tokens follow from it, and so do the augment rounds
-  that a target needs beyond the planned ones.
+  (trec: 0.76), and all otherwise, less what the caps cut. From it follow the augment rounds that a target needs beyond
+  the planned ones, and training tokens where adapters do not learn from all that was scored.
 - Rates of machines: `afdc_pipeline.rates`.
 Expect a factor of two either way; no rate here is a promise.
 """
@@ -26,6 +26,7 @@ from afdc.prompting import Message, system_prompt
 from afdc.task import Task
 from afdc_pipeline import growth
 from afdc_pipeline.augment import estimate_tokens, plan_requests
+from afdc_pipeline.learning import learns_from_all
 from afdc_pipeline.rates import Rates, rates_for
 from afdc_pipeline.rows import Seed
 from afdc_pipeline.stages.augment import pick_style
@@ -116,7 +117,8 @@ def make_plan(config: RunConfig, inputs: PlanInputs) -> Plan:
     candidates = draws + inputs.unlabeled_rows
     selected = _selected(config, inputs.task, candidates, ceiling)
     scored = _scored_texts(config, inputs, candidates)
-    adapters, training = _training(config, inputs, sizes, len(trained), selected)
+    learnt = candidates if learns_from_all(config, inputs.task) else selected
+    adapters, training = _training(config, inputs, sizes, len(trained), learnt)
     processes = adapters + _averages(config, inputs)
     completion = round(draws * (sizes.text + 1))
     prompts = 1 if inputs.task.is_open else sizes.reads  # samples of a text share its prompt
@@ -248,13 +250,13 @@ def _computed_tokens(sizes: _Sizes, block_size: int) -> float:
     return sizes.text + MARKUP_TOKENS / 2 + (sizes.reads - 1) * (block_size / 2 + sizes.label)
 
 
-def _training(config: RunConfig, inputs: PlanInputs, sizes: _Sizes, seeds: int, selected: int) -> tuple[int, int]:
+def _training(config: RunConfig, inputs: PlanInputs, sizes: _Sizes, seeds: int, learnt: int) -> tuple[int, int]:
     """Number of training runs and their tokens. Without members one seeds-only baseline is fitted where eval exists."""
     train, loop = config.train, config.loop
     members, folds = loop.members or int(inputs.eval_rows > 0), _folds(config, inputs)
     beside = max(folds - 1, 0)  # k adapters, each on all but a k-th of the rows
     rows = (members + (beside if loop.members else 0)) * train.seed_epochs * seeds
-    rows += (1 + beside) * loop.rounds * train.epochs * (train.seed_repeat * seeds + selected)
+    rows += (1 + beside) * loop.rounds * train.epochs * (train.seed_repeat * seeds + learnt)
     row_tokens = sizes.text + sizes.label + MARKUP_TOKENS / 2 + sizes.template / train.batch_size
     return members + loop.rounds + _fold_fits(config, folds), round(rows * row_tokens)
 

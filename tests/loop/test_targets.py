@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from afdc.errors import UsageError
 from afdc.presets import build_config
 from afdc.training import TrainRow
+from afdc_pipeline.learning import MIN_SHARE, soft_targets
 from afdc_pipeline.pool import Pool
 from afdc_pipeline.seams import StageKey
 from afdc_pipeline.stages.decide import decided_rows
-from afdc_pipeline.stages.fit import MIN_SHARE, soft_targets
+from afdc_server.local.request import check_settings
 from tests.fakes.engine import FakeEngine
 from tests.fakes.job import FakeJob, make_job, make_seeds, small_config
 
@@ -74,6 +76,12 @@ def test_weighted_rows_weigh_their_confidence(tmp_path: Path) -> None:
     job, rows = taught(tmp_path, soft=True, select={"weighted": True})
     decisions = decided(job)
     assert all(row.weight == pytest.approx(decisions[text]["confidence"]) for text, row in rows.items())
+
+
+def test_rows_of_doubt_with_sure_labels_are_refused() -> None:
+    check_settings(build_config("default", {"train": {"all_rows": True}}))
+    with pytest.raises(UsageError, match="needs select.soft_targets"):
+        check_settings(build_config("default", {"train": {"all_rows": True}, "select": {"soft_targets": False}}))
 
 
 def test_the_paper_trains_on_labels() -> None:

@@ -75,6 +75,16 @@ def test_caps_and_rounds_shape_the_plan() -> None:
     assert plan(loop={"rounds": 5}).training_tokens > plan().training_tokens
 
 
+def test_adapters_that_learn_from_all_rows_train_longer() -> None:
+    def trained(**layers: Any) -> int:
+        return make_plan(build_config("default", layers), inputs()).training_tokens
+
+    assert trained() > trained(train={"all_rows": False})
+    assert trained(train={"all_rows": False}) == trained(select={"soft_targets": False})
+    unchecked = {"encoder": {"labeller": False}}
+    assert trained(**unchecked) == trained(**unchecked, train={"all_rows": False})
+
+
 def test_a_target_beyond_the_plan_is_planned_for() -> None:
     plain = make_plan(build_config("default", EIGHTEEN), inputs())
     assert plain.selected < plain.candidates

@@ -11,6 +11,7 @@ from afdc.files import atomic_writer
 from afdc.training import RESULT_FILE, ROWS_FILE, TrainJob, TrainResult, TrainRow
 from afdc_pipeline.context import JobContext
 from afdc_pipeline.holdout import Fold
+from afdc_pipeline.learning import soft_targets
 from afdc_pipeline.pool import Pool
 from afdc_pipeline.rows import Seed
 from afdc_pipeline.seams import StageKey
@@ -18,7 +19,6 @@ from afdc_pipeline.stages.decide import Decisions, decided_rows
 from afdc_pipeline.stages.runner import StageRun, chunks_digest, run_stage
 
 MAX_PROBES = 8
-MIN_SHARE = 1e-3  # of a soft target; the trainer asks for more
 FOLD_MEMBERS = 50  # numbers of the fold adapters, behind those of the members: both enter the training seed
 
 
@@ -208,12 +208,6 @@ def labelled_rows(ctx: JobContext, pool: Pool, decided: StageKey, fold: Fold) ->
     for candidate, row in decided_rows(ctx, pool, decided):
         if row["keep"] and not fold.leaves_out(candidate):
             yield TrainRow(text=candidate.text, targets={row["label"]: 1.0}, weight=row["weight"])
-
-
-def soft_targets(distribution: Sequence[float]) -> dict[int, float]:
-    """Label index -> probability, without those below MIN_SHARE: a row grows with its doubt, not with the label set."""
-    top = max(distribution)
-    return {label: share for label, share in enumerate(distribution) if share >= min(MIN_SHARE, top)}
 
 
 def _stage_result(result: TrainResult, rows: int) -> dict[str, Any]:

@@ -99,7 +99,8 @@ def check_settings(config: RunConfig) -> None:
     """Refuse settings that are good each by itself and do nothing together.
 
     Raises:
-        UsageError: a committee of one, whose members never disagree; an engine's URL that is none.
+        UsageError: a committee of one, whose members never disagree; doubtful rows with sure labels; an engine's URL
+            that is none.
     """
     if config.engine.url:
         server_root(config.engine.url)
@@ -109,6 +110,11 @@ def check_settings(config: RunConfig) -> None:
         raise UsageError(
             "select.strategy committee compares labellers, and with these settings a round has only one",
             remedy="Set loop.members to 2 or more and loop.ensemble to true, or choose another strategy",
+        )
+    if config.train.all_rows and not config.select.soft_targets:
+        raise UsageError(
+            "train.all_rows learns from doubtful rows, too, and needs select.soft_targets to learn their doubt",
+            remedy="Switch select.soft_targets on, or train.all_rows off",
         )
 
 
