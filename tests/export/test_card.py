@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from afdc.presets import build_config
 from afdc_server.export.card import CardFacts, escape_markdown
 from afdc_server.export.dataset import write_dataset
 
@@ -60,3 +62,13 @@ def test_card_says_what_it_is(
     assert "exact duplicate" in card
     for heading in ("## Load it", "## How it was made", "## Limitations", "## Licence"):
         assert heading in card
+
+
+def test_card_says_what_the_adapter_learnt_from(tmp_path: Path, rows: list[dict[str, Any]], facts: CardFacts) -> None:
+    said = {}
+    for name, all_rows in (("all", None), ("selected", False)):
+        config = build_config("default", {"train": {"all_rows": all_rows}})
+        write_dataset(tmp_path / name, rows[:6], rows[:1], replace(facts, config=config))
+        said[name] = (tmp_path / name / "README.md").read_text()
+    assert "trained on the seeds and on the distributions of all scored texts" in said["all"]
+    assert "trained on them" in said["selected"]

@@ -19,6 +19,7 @@ from afdc.presets import config_hash
 from afdc.result import EvalSummary, TokenF1
 from afdc.task import Task
 from afdc.version import afdc_version
+from afdc_pipeline.learning import learns_from_all
 
 CONFIG_FOLDERS = {
     "default": "data",
@@ -211,6 +212,12 @@ def _samples(samples: Sequence[Mapping[str, Any]], *, is_open: bool) -> str:
     return "\n".join(lines)
 
 
+def _learnt(facts: CardFacts) -> str:
+    if learns_from_all(facts.config, facts.task):
+        return "the seeds and on the distributions of all scored texts, those in `rejected` among them,"
+    return "them"
+
+
 def _how_made(facts: CardFacts, counts: DataCounts) -> str:
     config = facts.config
     model = escape_markdown(facts.model)
@@ -219,7 +226,7 @@ def _how_made(facts: CardFacts, counts: DataCounts) -> str:
         "round(s); exact and near-duplicates, malformed texts and anything close to the evaluation set were removed.",
         f"2. {_how_judged(facts)}",
         f"3. Rows were selected by the strategy `{config.select.strategy}` with threshold {config.select.threshold}.",
-        f"4. A LoRA adapter was trained on them and relabelled them, {config.loop.rounds} round(s) at most. "
+        f"4. A LoRA adapter was trained on {_learnt(facts)} and relabelled them, {config.loop.rounds} round(s) at most. "
         + (f"The adapter handed out is {escape_markdown(facts.adapter)}." if facts.adapter else "No adapter was kept."),
     ]
     blocks = [
