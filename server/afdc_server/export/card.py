@@ -226,7 +226,8 @@ def _how_made(facts: CardFacts, counts: DataCounts) -> str:
         "round(s); exact and near-duplicates, malformed texts and anything close to the evaluation set were removed.",
         f"2. {_how_judged(facts)}",
         f"3. Rows were selected by the strategy `{config.select.strategy}` with threshold {config.select.threshold}.",
-        f"4. A LoRA adapter was trained on {_learnt(facts)} and relabelled them, {config.loop.rounds} round(s) at most. "
+        f"4. A LoRA adapter was trained on {_learnt(facts)} and relabelled them, "
+        f"{config.loop.rounds} round(s) at most. "
         + (f"The adapter handed out is {escape_markdown(facts.adapter)}." if facts.adapter else "No adapter was kept."),
     ]
     blocks = [
