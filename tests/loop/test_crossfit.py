@@ -139,3 +139,18 @@ def test_the_data_set_leaves_out_what_the_labellers_get_wrong_elsewhere(tmp_path
 def test_a_target_is_not_cut(tmp_path: Path) -> None:
     state = make_job(tmp_path, small_config(loop=FOLDED, select={"target_rows": 9})).run()
     assert state.history[-1].selected == 9
+
+
+def test_where_distributions_are_learnt_real_texts_have_a_temperature_of_their_own(tmp_path: Path) -> None:
+    found = {}
+    for name, soft in (("soft", True), ("hard", False)):
+        config = small_config(loop=FOLDED, select={"soft_targets": soft})
+        job = make_job(tmp_path / name, config, engine=FakeEngine(noise=0.5), seeds=named_seeds())
+        state = job.run()
+        reported = next(fit.temperature for fit in job.trainer.jobs if fit.name == "job-test-r1")
+        labelling = {one.temperature for one in state.labellers if one.name.startswith("r1-f")}
+        found[name] = (reported, labelling)
+    assert found["hard"][1] <= {found["hard"][0]}
+    assert found["soft"][1]
+    assert found["soft"][0] not in found["soft"][1]
+    assert 0.3 < found["soft"][0] < 3.0  # near 1, with seeds that are all told right

@@ -31,6 +31,8 @@ from afdc_pipeline.stages.swap import accept_adapter
 
 WHAT = "out-of-fold"
 CALIBRATION_ROWS = 20_000
+TAUGHT_ROWS = 10.0
+"""What an adapter that learnt distributions knows of its doubt, in rows of gold: it holds the temperature near 1."""
 
 _Pair = tuple[FloatArray, FloatArray]
 
@@ -40,9 +42,12 @@ class CrossFit:
     """What k adapters say of the seeds they did not see. `evaluation` is None where no seed could be left out.
 
     Attributes:
-        scorers: the k adapters, without one that failed its verification.
-        temperature: minimises the negative log-likelihood of the labels of seeds and of rows of D2 that they did not
-            see (Guo et al. 2017); 1 for an open task.
+        scorers: the k adapters, without one that failed its verification, at the temperature for generated texts: it
+            minimises the negative log-likelihood of the labels of seeds and of rows of D2 that they did not see (Guo et
+            al. 2017).
+        temperature: for real texts; 1 for an open task. It is the same one where labels were learnt. Where
+            distributions were, the doubt has been learnt with them, and generated texts, which are harder to tell than
+            real ones, would have it too high: it is that of the seeds, held near 1.
     """
 
     scorers: tuple[Scorer, ...] = ()
@@ -116,9 +121,11 @@ def _calibrated(
     gold = np.array(ctx.task.positions(seed.label for fold, _, _ in scored for seed in fold.held))
     rows = np.concatenate([logprobs, *(scores for scores, _ in soft)])
     wanted = np.concatenate([scoring.one_hot(gold, logprobs.shape[1]), *(targets for _, targets in soft)])
-    temperature = scoring.fit_temperature(rows, wanted)
-    found = metrics.evaluate(scoring.normalise(logprobs / temperature), gold)
-    return CrossFit(tuple(replace(one, temperature=temperature) for one in scorers), found, temperature)
+    labelling = reported = scoring.fit_temperature(rows, wanted)
+    if soft and ctx.config.select.soft_targets:
+        reported = scoring.fit_temperature(logprobs, gold, prior_rows=TAUGHT_ROWS)
+    found = metrics.evaluate(scoring.normalise(logprobs / reported), gold)
+    return CrossFit(tuple(replace(one, temperature=labelling) for one in scorers), found, reported)
 
 
 async def _left_out(ctx: JobContext, round: int, scorers: Sequence[Scorer], learnt: Learnt) -> list[_Pair]:
