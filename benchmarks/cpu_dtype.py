@@ -20,25 +20,19 @@ from pathlib import Path
 from typing import Any
 
 from afdc.config import EngineConfig, EngineDType
-from afdc.inputs import read_examples, read_task
+from afdc.inputs import read_task
 from afdc_server.cpu import has_bfloat16
 from afdc_server.engine.build import make_engine
 from afdc_server.models import resolve_model
-from benchmarks.generate_speed import EXAMPLE, make_requests, run_own
+from benchmarks.generate_speed import EXAMPLE, make_requests, read_rows, run_own
 
 DTYPES: tuple[EngineDType, ...] = ("bfloat16", "float32")
-
-
-def read_texts(data: Path) -> list[str]:
-    """The texts that are scored."""
-    train = data / "train.jsonl"
-    return [one.text for one in read_examples(train if train.exists() else data / "seeds.jsonl")]
 
 
 async def measure_one(dtype: EngineDType, args: argparse.Namespace) -> tuple[float, float]:
     """Tokens a second written and texts a second scored, prefix cache emptied before each."""
     requests, task = make_requests(args.data, args.requests, args.draws), read_task(args.data / "task.json")
-    texts = read_texts(args.data)[: args.texts]
+    texts = [row.text for row in read_rows(args.data, task)[: args.texts]]
     with tempfile.TemporaryDirectory() as logs:
         config = EngineConfig(device="cpu", dtype=dtype)
         engine: Any = make_engine(resolve_model(args.model, "cpu"), config, Path(logs))

@@ -23,6 +23,7 @@ from afdc.config import AugmentConfig, EngineConfig
 from afdc.inputs import read_examples, read_task
 from afdc.prompting import encode_continuation
 from afdc.seeds import check_seeds
+from afdc.task import Example, Task
 from afdc_pipeline.augment import plan_requests
 from afdc_pipeline.rows import Seed
 from afdc_pipeline.seams import GenerateRequest
@@ -32,11 +33,16 @@ from afdc_server.models import detect_device, resolve_model
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "support_tickets"
 
 
+def read_rows(data: Path, task: Task) -> tuple[Example, ...]:
+    """Rows of train.jsonl, or of seeds.jsonl where there is no such file, without repeats."""
+    path = data / "train.jsonl"
+    return tuple(check_seeds(read_examples(path if path.exists() else data / "seeds.jsonl", task), task).examples)
+
+
 def make_requests(data: Path, count: int, draws: int) -> list[GenerateRequest]:
     """The first `count` requests of an augment round."""
     task = read_task(data / "task.json")
-    path = data / "train.jsonl"
-    examples = check_seeds(read_examples(path if path.exists() else data / "seeds.jsonl", task), task).examples
+    examples = read_rows(data, task)
     seeds = [Seed(e.id, e.text, e.label or "") for e in examples[: max(count, 64)]]
     plan = plan_requests(seeds, task, AugmentConfig(variants=draws), "bench", 1, 0, "continuation")
     return [planned.request for planned in plan][:count]

@@ -15,14 +15,8 @@ from afdc.training import RESULT_FILE, ROWS_FILE, TrainJob, TrainResult
 from afdc_pipeline.seams import EncoderInfo, Trainer
 from benchmarks.quality.cache import digest, locked
 
-ELSEWHERE = (
-    "checkpoint_every",
-    "epochs",
-    "seed_epochs",
-    "seed_repeat",
-    "continue_adapter",
-    "all_rows",
-)  # the job says what counts
+# Settings whose effect the job itself says: epochs, rows.
+ELSEWHERE = ("checkpoint_every", "epochs", "seed_epochs", "seed_repeat", "continue_adapter", "all_rows")
 PATHS = ("rows", "work", "adapters", "result", "name", "job", "member")
 
 
