@@ -224,7 +224,7 @@ def _scored_texts(config: RunConfig, inputs: PlanInputs, candidates: int) -> int
     averaged = int(_averages(config, inputs) > 0)
     judged = 2 + config.loop.rounds + averaged
     crossed = len(inputs.seeds) * (judged - 1) if folds else 0  # each seed by the fold that left it out
-    calibrated = folds and averaged and not inputs.task.is_open
+    calibrated = folds and averaged and not (inputs.task.is_open or config.select.soft_targets)
     sampled = candidates // sample_step(candidates) if calibrated else 0
     return labellers * candidates + judged * inputs.eval_rows + (judged - 1) * held + crossed + sampled
 

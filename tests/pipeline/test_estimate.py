@@ -31,13 +31,15 @@ EIGHTEEN = {"augment": {"variants": 18}}
 
 
 def test_counts_of_the_default_preset() -> None:
-    plan = make_plan(build_config(), inputs(unlabeled_rows=100, eval_rows=50, label_paths=[(1,), (2,), (3,)]))
+    given = inputs(unlabeled_rows=100, eval_rows=50, label_paths=[(1,), (2,), (3,)])
+    plan = make_plan(build_config("default", {"select": {"soft_targets": False}}), given)
     texts = 24 * 42 + 100
     assert plan.candidates == texts
     assert plan.requests == 24 * 7  # 42 draws a seed, six to a request
     assert plan.adapters == 3 + 2 + 3 * 2  # two folds in each of three rounds
     sample = texts // 2  # for the temperature of the mean, which is scored on eval and seeds, too
     assert plan.score_reads == 8 * texts + sample + 5 * 50 + 4 * 24
+    assert make_plan(build_config(), given).score_reads == plan.score_reads - sample  # the seeds alone give it
     assert plan.selected == round(texts * 0.75)
 
 

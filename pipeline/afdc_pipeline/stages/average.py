@@ -79,14 +79,18 @@ async def average_rounds(ctx: JobContext, round: int, name: str, rounds: Sequenc
 
 
 async def _cross_fit(ctx: JobContext, round: int, name: str, rounds: Sequence[Trained], learnt: Learnt) -> CrossFit:
-    """Means of the folds' adapters, of the folds that every round has one of."""
+    """Means of the folds' adapters, of the folds that every round has one of.
+
+    They label nothing: they read texts of D1 only where the reported temperature rests on these.
+    """
     served = [{one.fold: one.served for one in trained.folds} for trained in rounds]
 
     async def train(short: str, _number: int, fold: Fold) -> str:
         return await average_adapters(ctx, round, short, [one[fold] for one in served])
 
     folds = [fold for fold in seed_folds(ctx) if all(fold in one for one in served)]
-    return await cross_fit(ctx, round, name, train, learnt, folds, sample_step(learnt.pool.size))
+    step = 0 if ctx.config.select.soft_targets else sample_step(learnt.pool.size)
+    return await cross_fit(ctx, round, name, train, learnt, folds, step)
 
 
 def sample_step(texts: int) -> int:

@@ -79,7 +79,7 @@ async def cross_fit(
         train: trains the adapter of that short name and fold number on a fold's rows; returns its full name.
         learnt: what they are trained on beside the seeds; None for seeds alone.
         folds: some of `seed_folds`; None for all of them.
-        one_in: they say of one text in so many how sure they are.
+        one_in: they say of one text in so many how sure they are; 0: of none.
     """
     parts, trained_on = seed_folds(ctx) if folds is None else folds, learnt.decided if learnt else None
     scorers: list[Scorer] = []
@@ -99,8 +99,9 @@ async def cross_fit(
         return CrossFit(tuple(scorers))
     if ctx.task.is_open:
         return CrossFit(tuple(scorers), _pooled([one for _, _, one in scored]))
-    soft = await _left_out(ctx, round, scorers, learnt) if learnt else []
-    return _calibrated(ctx, round, tuple(scorers), scored, soft)
+    soft = await _left_out(ctx, round, scorers, learnt) if learnt and one_in else []
+    taught = learnt is not None and ctx.config.select.soft_targets
+    return _calibrated(ctx, round, tuple(scorers), scored, soft, taught=taught)
 
 
 def seed_folds(ctx: JobContext) -> list[Fold]:
@@ -115,14 +116,16 @@ def _calibrated(
     scorers: tuple[Scorer, ...],
     scored: Sequence[tuple[Fold, Scorer, Evaluation]],
     soft: Sequence[_Pair],
+    *,
+    taught: bool,
 ) -> CrossFit:
-    """All folds' scores of seeds as one evaluation, at the temperature that fits them and the rows of D2."""
+    """All folds' scores of seeds as one evaluation, at the temperature for real texts; `taught`: distributions."""
     logprobs = np.concatenate([stored_logprobs(ctx, gold_key(round, WHAT, scorer)) for _, scorer, _ in scored])
     gold = np.array(ctx.task.positions(seed.label for fold, _, _ in scored for seed in fold.held))
     rows = np.concatenate([logprobs, *(scores for scores, _ in soft)])
     wanted = np.concatenate([scoring.one_hot(gold, logprobs.shape[1]), *(targets for _, targets in soft)])
     labelling = reported = scoring.fit_temperature(rows, wanted)
-    if soft and ctx.config.select.soft_targets:
+    if taught:
         reported = scoring.fit_temperature(logprobs, gold, prior_rows=TAUGHT_ROWS)
     found = metrics.evaluate(scoring.normalise(logprobs / reported), gold)
     return CrossFit(tuple(replace(one, temperature=labelling) for one in scorers), found, reported)
