@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 
 import pytest
@@ -14,7 +15,29 @@ from afdc_server.models import ModelRef, resolve_model
 ENGINE_CONFIG = EngineConfig(device="cpu", dtype="float32", max_model_len=512, max_loras=3, max_lora_rank=16)
 
 
-LONGEST = ("tests/test_end_to_end.py", "tests/service/test_real.py")
+LONGEST = (
+    "tests/test_end_to_end.py",
+    "tests/service/test_real.py",
+    "tests/trainer/test_kill.py",
+    "tests/trainer/test_run.py",
+    "tests/trainer/test_average.py",
+    "tests/trainer/test_ranks.py",
+    "tests/engine/test_faults.py",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Each of several test processes has cores of its own, and so have the engines and trainers that it starts.
+
+    Two engines with a thread on every core would spin in each other's way: vLLM's threads wait for one another busily.
+    """
+    worker = getattr(config, "workerinput", None)
+    if worker is None:
+        return
+    place, count = int(worker["workerid"].removeprefix("gw")), int(worker["workercount"])
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) >= count:
+        os.sched_setaffinity(0, cores[place::count])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
