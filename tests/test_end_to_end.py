@@ -29,7 +29,7 @@ from tests.reference import load_base, teacher_forced
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "zh_reviews"
 SMALL = ["--variants", "3", "--rounds", "1", "--set", "loop.members=1", "--set", "train.seed_epochs=2"]
-SMALL += ["--set", "encoder.seed_epochs=2", "--set", "encoder.epochs=1"]
+SMALL += ["--set", "train.epochs=1", "--set", "encoder.seed_epochs=2", "--set", "encoder.epochs=1"]
 DEADLINE_S = 1500  # a guard against a hang, also where other jobs hold the cores
 
 pytestmark = [pytest.mark.engine, pytest.mark.trainer]
