@@ -129,6 +129,16 @@ def test_completion_is_offered() -> None:
     assert "_AFDC_COMPLETE" in shown.stdout
 
 
+def test_the_rounds_show_what_the_gate_compared(cli: Cli, job: dict[str, Any]) -> None:
+    held = [Evaluation(accuracy=0.75, n=32, log_loss=loss) for loss in (0.7052, 0.1653)]
+    rounds = [RoundResult(round=i, candidates=500, selected=200, holdout=one) for i, one in enumerate(held)]
+    job["result"] = make_result(rounds=rounds)
+    _, out, _ = cli(*RUN)
+    assert "log loss" in out
+    assert "0.705" in out
+    assert "0.165" in out
+
+
 def test_summary_goes_to_stdout_and_messages_to_stderr(cli: Cli, job: dict[str, Any]) -> None:
     code, out, err = cli(*RUN, "--rounds", "3", "--set", "select.per_label=9")
     assert code == 0

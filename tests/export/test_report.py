@@ -62,7 +62,7 @@ def make_result(labels: list[str]) -> RunResult:
             agreement=0.6 + 0.05 * i,
             mean_confidence=0.7,
             eval=Evaluation(accuracy=0.61 + 0.08 * i, n=48),
-            holdout=None,
+            holdout=Evaluation(accuracy=0.6, n=32, log_loss=0.9 - 0.1 * i) if i else None,
             adapter=f"job-1a2b3c4d-r{i}-0123456789ab",
             seconds={"score": 30.0, "train": 80.5},
         )
@@ -128,6 +128,13 @@ def test_the_page_is_whole_and_self_contained(tmp_path: Path) -> None:
         assert f'aria-label="{plot}"' in page
     assert "77.0 %" in page
     assert "label is not the intended one" in page
+
+
+def test_the_rounds_show_what_the_gate_compared() -> None:
+    page = render_report(make_result(["a", "b"]), make_facts(["a", "b"]))
+    assert "held-out log loss" in page
+    assert ">0.800</td>" in page
+    assert ">0.700</td>" in page
 
 
 def test_text_from_outside_is_escaped() -> None:

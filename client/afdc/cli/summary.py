@@ -95,7 +95,7 @@ def _print_rows(console: Console, result: RunResult) -> None:
 
 
 def round_table(rounds: Sequence[RoundResult]) -> Table:
-    """One line a round; columns without any value are left out."""
+    """One line a round; columns without any value are left out. "log loss" is what the gate compares, on "held-out"."""
     columns = [
         ("round", [str(one.round) for one in rounds]),
         ("kept", [f"{one.selected:,}" for one in rounds]),
@@ -103,6 +103,7 @@ def round_table(rounds: Sequence[RoundResult]) -> Table:
         ("agreement", [_share(one.agreement) for one in rounds]),
         ("confidence", [_share(one.mean_confidence) for one in rounds]),
         ("held-out", [_accuracy(one.holdout) for one in rounds]),
+        ("log loss", [_log_loss(one.holdout) for one in rounds]),
         ("eval", [_accuracy(one.eval) for one in rounds]),
         ("time", [duration(sum(one.seconds.values())) for one in rounds]),
     ]
@@ -121,6 +122,10 @@ def _share(value: float | None) -> str:
 
 def _accuracy(evaluation: Evaluation | None) -> str:
     return "" if evaluation is None else f"{evaluation.accuracy:.1%}"
+
+
+def _log_loss(evaluation: Evaluation | None) -> str:
+    return "" if evaluation is None or evaluation.log_loss is None else f"{evaluation.log_loss:.3f}"
 
 
 def _print_places(console: Console, result: RunResult, layout: RunLayout) -> None:

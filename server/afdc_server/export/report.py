@@ -171,6 +171,7 @@ def _round_table(rounds: Sequence[RoundResult]) -> str:
             _share(one.agreement),
             _share(one.mean_confidence),
             _share(_accuracy(one.holdout)),
+            _log_loss(one.holdout),
             _share(_accuracy(one.encoder)),
             _share(_accuracy(one.eval)),
             f"{sum(one.seconds.values()):,.0f}",
@@ -186,12 +187,18 @@ def _round_table(rounds: Sequence[RoundResult]) -> str:
         "agreement",
         "mean confidence",
         "held-out",
+        "held-out log loss",
         "encoder, held-out",
         "eval",
         "seconds",
         "adapter",
     )
     return _table(header, rows)
+
+
+def _log_loss(evaluation: Evaluation | None) -> str:
+    """What the gate compares."""
+    return "" if evaluation is None or evaluation.log_loss is None else f"{evaluation.log_loss:.3f}"
 
 
 def _adapter_note(one: RoundResult) -> str:
