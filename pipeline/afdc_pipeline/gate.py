@@ -26,6 +26,16 @@ def never_worse(new: Evaluation | None, best: Evaluation | None) -> bool:
     return rank >= to_reach
 
 
+def mean_passes(mean: Evaluation | None, best: Evaluation | None) -> bool:
+    """Whether the mean of several adapters' weights may take the place of the best of them.
+
+    It is refused where it is worse by both measures, its log loss and what it gets right: weights averaged over rounds
+    err less than those of one (Wortsman et al. 2022, whose soups take in what does not lower the accuracy on held-out
+    rows), so that one measure against it is more often the handful of seeds than the mean.
+    """
+    return never_worse(mean, best) or (mean is not None and best is not None and mean.score >= best.score)
+
+
 def describe(evaluation: Evaluation) -> str:
     """For example "93.8% of held-out gold, log loss 0.241"."""
     loss = "" if evaluation.log_loss is None else f", log loss {evaluation.log_loss:.3f}"

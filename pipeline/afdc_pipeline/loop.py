@@ -75,7 +75,7 @@ async def _average(ctx: JobContext, state: LoopState) -> None:
     notes = [last.note]
     for number, rounds in enumerate(mixtures(state.trained)):
         mean = await average_rounds(ctx, last.round, f"{AVERAGE}{number or ''}", rounds, learnt)
-        passed = gate.never_worse(mean.holdout, state.best_holdout)
+        passed = gate.mean_passes(mean.holdout, state.best_holdout)
         notes.append(describe(rounds, mean, passed=passed))
         ctx.progress.note(notes[-1])
         if mean.scorer is not None and passed:

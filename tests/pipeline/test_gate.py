@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from afdc.result import Evaluation
 from afdc_pipeline import metrics, scoring
-from afdc_pipeline.gate import describe, never_worse, ranks
+from afdc_pipeline.gate import describe, mean_passes, never_worse, ranks
 
 
 def told(accuracy: float, log_loss: float | None = None, token_f1: float | None = None) -> Evaluation:
@@ -19,6 +19,19 @@ def told(accuracy: float, log_loss: float | None = None, token_f1: float | None 
 def test_one_answer_less_does_not_lose_where_the_log_loss_is_lower() -> None:
     assert never_worse(told(0.938, 0.20), told(0.958, 0.25))
     assert not never_worse(told(0.958, 0.25), told(0.938, 0.20))
+
+
+def test_a_mean_is_refused_where_it_is_worse_by_both_measures() -> None:
+    best = told(0.938, 0.25)
+    assert mean_passes(told(0.938, 0.30), best)
+    assert mean_passes(told(0.917, 0.20), best)
+    assert not mean_passes(told(0.917, 0.30), best)
+    assert not mean_passes(told(0.1, token_f1=0.4), told(0.1, token_f1=0.5))
+
+
+@pytest.mark.parametrize("pair", [(None, told(0.9, 0.1)), (told(0.1, 2.0), None), (None, None)])
+def test_without_gold_a_mean_passes(pair: tuple[Evaluation | None, Evaluation | None]) -> None:
+    assert mean_passes(*pair)
 
 
 def test_an_equal_adapter_may_take_the_place() -> None:
