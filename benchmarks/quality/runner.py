@@ -48,6 +48,9 @@ class Cell:
         return f"{self.task.name} draw {self.spec.draw} {self.method}{' ' + self.variant if self.variant else ''}"
 
 
+OF_ROUNDS = ("all_rows",)  # settings of the loop's rounds that a method without rounds does not read
+
+
 def record_path(cell: Cell, options: Options) -> Path:
     """Where a cell's result lies: named by the hash of all that it depends on, but for the code."""
     folder = options.work / "results" / cell.task.resolve().name
@@ -56,7 +59,8 @@ def record_path(cell: Cell, options: Options) -> Path:
 
 def _key(cell: Cell, options: Options) -> str:
     method, config = METHODS[cell.method], cell.config().model_dump(mode="json")
-    settings: Any = config if method.loop else (config["train"] if method.trains else {})
+    training_alone = {name: value for name, value in config["train"].items() if name not in OF_ROUNDS}
+    settings: Any = config if method.loop else (training_alone if method.trains else {})
     judging = [options.judge, options.judge_rows, options.judge_epochs] if method.loop else []
     training = [options.members, options.gold_epochs] if method.trains or method.loop else []
     device = detect_device(options.device)
