@@ -159,6 +159,9 @@ async def test_a_key_names_what_counts_and_nothing_else(bench: Bench, folder: Pa
     assert place("seeds-only") == place("seeds-only", overrides={"select": {"balance": True}})
     assert len({place(), place(shots=3), place(draw=1), place(overrides={"select": {"balance": True}})}) == 4
     assert place() != record_path(Cell(folder, SPEC, "default"), replace(options, engine="vllm"))
+    of_rounds = {"train": {"all_rows": False}}
+    assert place("seeds-only", overrides=of_rounds) == place("seeds-only")
+    assert place("default", overrides=of_rounds) != place("default")
     (folder / "test.jsonl").write_text('{"text": "one apple", "label": "apple"}\n')
     runner._folder.cache_clear()  # noqa: SLF001,RUF100  # a sweep reads a folder once
     assert place() != place(test_limit=1)
