@@ -48,7 +48,7 @@ class Cell:
         return f"{self.task.name} draw {self.spec.draw} {self.method}{' ' + self.variant if self.variant else ''}"
 
 
-OF_ROUNDS = ("all_rows",)  # settings of the loop's rounds that a method without rounds does not read
+OF_ROUNDS = {"train": {"all_rows"}}  # settings that a method without rounds does not read
 
 
 def record_path(cell: Cell, options: Options) -> Path:
@@ -58,9 +58,9 @@ def record_path(cell: Cell, options: Options) -> Path:
 
 
 def _key(cell: Cell, options: Options) -> str:
-    method, config = METHODS[cell.method], cell.config().model_dump(mode="json")
-    training_alone = {name: value for name, value in config["train"].items() if name not in OF_ROUNDS}
-    settings: Any = config if method.loop else (training_alone if method.trains else {})
+    method = METHODS[cell.method]
+    config = cell.config().model_dump(mode="json", exclude=None if method.loop else OF_ROUNDS)
+    settings: Any = config if method.loop else (config["train"] if method.trains else {})
     judging = [options.judge, options.judge_rows, options.judge_epochs] if method.loop else []
     training = [options.members, options.gold_epochs] if method.trains or method.loop else []
     device = detect_device(options.device)

@@ -14,6 +14,7 @@ from rich.text import Text
 from afdc.cli.output import duration, visible
 from afdc.layout import RunLayout
 from afdc.result import EvalReport, EvalSummary, Evaluation, RoundResult, RunResult, TokenF1
+from afdc.wording import loss
 
 BAR_WIDTH = 30
 TOP_REASONS = 5
@@ -103,7 +104,7 @@ def round_table(rounds: Sequence[RoundResult]) -> Table:
         ("agreement", [_share(one.agreement) for one in rounds]),
         ("confidence", [_share(one.mean_confidence) for one in rounds]),
         ("held-out", [_accuracy(one.holdout) for one in rounds]),
-        ("log loss", [_log_loss(one.holdout) for one in rounds]),
+        ("log loss", [loss(one.holdout) for one in rounds]),
         ("eval", [_accuracy(one.eval) for one in rounds]),
         ("time", [duration(sum(one.seconds.values())) for one in rounds]),
     ]
@@ -122,10 +123,6 @@ def _share(value: float | None) -> str:
 
 def _accuracy(evaluation: Evaluation | None) -> str:
     return "" if evaluation is None else f"{evaluation.accuracy:.1%}"
-
-
-def _log_loss(evaluation: Evaluation | None) -> str:
-    return "" if evaluation is None or evaluation.log_loss is None else f"{evaluation.log_loss:.3f}"
 
 
 def _print_places(console: Console, result: RunResult, layout: RunLayout) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from afdc.files import write_bytes
 from afdc.result import Evaluation, RoundResult, RunResult
+from afdc.wording import loss
 from afdc_server.export import svg
 from afdc_server.export.facts import ReportFacts, SampleRow
 
@@ -171,7 +172,7 @@ def _round_table(rounds: Sequence[RoundResult]) -> str:
             _share(one.agreement),
             _share(one.mean_confidence),
             _share(_accuracy(one.holdout)),
-            _log_loss(one.holdout),
+            loss(one.holdout),
             _share(_accuracy(one.encoder)),
             _share(_accuracy(one.eval)),
             f"{sum(one.seconds.values()):,.0f}",
@@ -194,11 +195,6 @@ def _round_table(rounds: Sequence[RoundResult]) -> str:
         "adapter",
     )
     return _table(header, rows)
-
-
-def _log_loss(evaluation: Evaluation | None) -> str:
-    """What the gate compares."""
-    return "" if evaluation is None or evaluation.log_loss is None else f"{evaluation.log_loss:.3f}"
 
 
 def _adapter_note(one: RoundResult) -> str:
