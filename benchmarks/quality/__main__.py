@@ -40,7 +40,9 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="NAME")
     run.add_argument("--set", default="", metavar="SETTINGS", help="section.key=value,... for the methods of AFDC")
     ablate = commands.add_parser("ablate", help="each switch of the default preset off, one at a time")
-    ablate.add_argument("--only", nargs="+", metavar="SWITCH", help=f"of {', '.join(default_switches())}")
+    switches = default_switches()
+    only = f"none or some of {', '.join(switches)}"
+    ablate.add_argument("--only", nargs="*", choices=list(switches), metavar="SWITCH", help=only)
     ablate.add_argument("--variant", action="append", default=[], metavar="NAME:SETTINGS", help="a setting more to try")
     ablate.add_argument("--method", choices=["default", "unlabeled"], default="default", help="what is taken apart")
     for command in (run, ablate):
@@ -104,7 +106,7 @@ def run_plan(args: argparse.Namespace) -> list[Cell]:
 def ablation_plan(args: argparse.Namespace) -> list[Cell]:
     """The whole default, then each variant, on every draw of every task."""
     switches = default_switches()
-    chosen = {name: switches[name] for name in args.only} if args.only else switches
+    chosen = switches if args.only is None else {name: switches[name] for name in args.only}
     variants = {"": {}, **chosen, **dict(parse_variant(text) for text in args.variant)}
     return [
         Cell(task, spec, args.method, settings, name)

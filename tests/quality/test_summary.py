@@ -9,6 +9,7 @@ import pytest
 
 from afdc.errors import UsageError
 from afdc.presets import build_config
+from benchmarks.quality.__main__ import ablation_plan, parse, shown_arguments
 from benchmarks.quality.summary import ablation, gap_closed, standard_error, summarise
 from benchmarks.quality.switches import default_switches, parse_variant
 from benchmarks.quality.table import ablation_table, replace_between, results_table
@@ -101,10 +102,23 @@ def test_variants_are_checked_settings() -> None:
 
 
 def test_documents_name_no_local_folders() -> None:
-    from benchmarks.quality.__main__ import parse, shown_arguments
-
     assert shown_arguments(["--task", "/data/trec", "runs/x", "--set", "a.b=1"]) == [
         *("--task", "trec", "runs/x", "--set", "a.b=1")
     ]
     assert parse(["--task", "x"]).command == "run"
     assert parse(["ablate", "--task", "x", "--draws", "2"]).draws == 2
+
+
+def test_an_ablation_takes_all_switches_some_or_none() -> None:
+    plan = ["ablate", "--task", "x", "--draws", "1", "--variant", "more:augment.variants=40"]
+    names = [
+        [cell.variant for cell in ablation_plan(parse([*plan, *only]))]
+        for only in ([], ["--only", "select.trust"], ["--only"])
+    ]
+    assert names == [["", *default_switches(), "more"], ["", "select.trust", "more"], ["", "more"]]
+
+
+def test_an_unknown_switch_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["ablate", "--task", "x", "--only", "select.magic"])
+    assert "select.magic" in capsys.readouterr().err
