@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from afdc.result import Evaluation
+from afdc.wording import loss
 
 
 def ranks(evaluations: Sequence[Evaluation]) -> list[float]:
     """A number each, higher is better: minus the log loss where all have one, else their score (open tasks)."""
     losses = [one.log_loss for one in evaluations if one.log_loss is not None]
-    return [-loss for loss in losses] if len(losses) == len(evaluations) else [one.score for one in evaluations]
+    return [-one for one in losses] if len(losses) == len(evaluations) else [one.score for one in evaluations]
 
 
 def never_worse(new: Evaluation | None, best: Evaluation | None) -> bool:
@@ -33,10 +34,12 @@ def mean_passes(mean: Evaluation | None, best: Evaluation | None) -> bool:
     err less than those of one (Wortsman et al. 2022, whose soups take in what does not lower the accuracy on held-out
     rows), so that one measure against it is more often the handful of seeds than the mean.
     """
-    return never_worse(mean, best) or (mean is not None and best is not None and mean.score >= best.score)
+    if mean is None or best is None:
+        return True
+    return never_worse(mean, best) or mean.score >= best.score
 
 
 def describe(evaluation: Evaluation) -> str:
     """For example "93.8% of held-out gold, log loss 0.241"."""
-    loss = "" if evaluation.log_loss is None else f", log loss {evaluation.log_loss:.3f}"
-    return f"{evaluation.score:.1%} of held-out gold{loss}"
+    told = loss(evaluation)
+    return f"{evaluation.score:.1%} of held-out gold" + (f", log loss {told}" if told else "")
