@@ -39,7 +39,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "unanimous": False,
             "soft_targets": False,
         },
-        "loop": {"members": 0, "ensemble": False, "average": False, "rounds": 3, "folds": 0},
+        "loop": {"members": 0, "ensemble": False, "average": False, "rounds": 3, "folds": 0, "min_flip_rate": 0.0},
         "encoder": {"labeller": False},
         "train": {"seed_repeat": 1, "seed_epochs": 10, "contrastive": 0.0},
         "augment": {"variants": 18, "temperature": 1.0},

@@ -66,8 +66,8 @@ def test_card_says_what_it_is(
 
 def test_card_says_what_the_adapter_learnt_from(tmp_path: Path, rows: list[dict[str, Any]], facts: CardFacts) -> None:
     said = {}
-    for name, all_rows in (("all", None), ("selected", False)):
-        config = build_config("default", {"train": {"all_rows": all_rows}})
+    for name, soft in (("all", True), ("selected", False)):
+        config = build_config("default", {"select": {"soft_targets": soft}})
         write_dataset(tmp_path / name, rows[:6], rows[:1], replace(facts, config=config))
         said[name] = (tmp_path / name / "README.md").read_text()
     assert "trained on the seeds and on the distributions of all scored texts" in said["all"]

@@ -50,7 +50,7 @@ def small_config(**sections: dict[str, Any]) -> RunConfig:
     """A job of a few seconds; `sections` override it."""
     base: dict[str, Any] = {
         "augment": {"variants": 6, "rounds": 2, "context_seeds": 2},
-        "loop": {"rounds": 2, "members": 2, "folds": 0},
+        "loop": {"rounds": 2, "members": 2, "folds": 0, "min_flip_rate": 0.0},
     }
     return build_config("default", base, sections)
 

@@ -40,7 +40,7 @@ def open_config(preset: str = "default", **sections: dict[str, Any]) -> RunConfi
     """A job of a few seconds; `sections` override it."""
     base: dict[str, Any] = {
         "augment": {"variants": 4, "rounds": 1, "context_seeds": 3},
-        "loop": {"rounds": 2, "members": 2, "folds": 0},
+        "loop": {"rounds": 2, "members": 2, "folds": 0, "min_flip_rate": 0.0},
         "answer": {"samples": 3},
     }
     return build_config(preset, base, sections)

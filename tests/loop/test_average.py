@@ -186,14 +186,15 @@ def test_a_fold_that_a_round_lacks_is_left_out_of_the_score(tmp_path: Path) -> N
 
 def test_a_sample_of_the_texts_is_enough_for_one_temperature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(average, "CALIBRATION_TEXTS", 24)
-    config = small_config(loop={"folds": 2}, select={"soft_targets": False})
+    config = small_config(loop={"folds": 2})
     job = make_job(tmp_path, config, engine=FakeEngine(noise=0.5), seeds=named_seeds())
     state = job.run()
     assert 0 < texts_read_by_means(job) < state.pool.size / 2
 
 
 def test_where_distributions_are_learnt_the_means_read_the_seeds_alone(tmp_path: Path) -> None:
-    job = make_job(tmp_path, small_config(loop={"folds": 2}), engine=FakeEngine(noise=0.5), seeds=named_seeds())
+    config = small_config(loop={"folds": 2}, select={"soft_targets": True})
+    job = make_job(tmp_path, config, engine=FakeEngine(noise=0.5), seeds=named_seeds())
     job.run()
     assert texts_read_by_means(job) == 0
 

@@ -52,6 +52,16 @@ def test_seeds_train_round_zero_and_every_later_round(tmp_path: Path) -> None:
     assert len({fit.seed for fit in trained}) == 4
 
 
+def test_where_labels_have_settled_no_further_round_is_trained(tmp_path: Path) -> None:
+    job = make_job(tmp_path, small_config(loop={"min_flip_rate": 1.0}))
+    state = job.run()
+    assert state.stop_reason.startswith("flip_rate")
+    assert len(state.history) == 2
+    assert [fit.name for fit in job.trainer.jobs] == ["job-test-m0", "job-test-m1", "job-test-r1"]
+    assert state.best.name == "r1"
+    assert job.rows(state)[0]
+
+
 def test_the_paper_preset_scores_with_the_base_model_first(tmp_path: Path) -> None:
     config = build_config("paper", {"augment": {"variants": 6}, "loop": {"rounds": 1}, "select": {"threshold": 0.6}})
     job = make_job(tmp_path, config)

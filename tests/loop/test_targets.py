@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from afdc.errors import UsageError
 from afdc.presets import build_config
 from afdc.training import TrainRow
-from afdc_pipeline.learning import MIN_SHARE, soft_targets
+from afdc_pipeline.learning import MIN_SHARE, learns_from_all, soft_targets
 from afdc_pipeline.pool import Pool
 from afdc_pipeline.seams import StageKey
 from afdc_pipeline.stages.decide import decided_rows
 from afdc_server.local.request import check_settings
 from tests.fakes.engine import FakeEngine
-from tests.fakes.job import FakeJob, make_job, make_seeds, small_config
+from tests.fakes.job import TASK, FakeJob, make_job, make_seeds, small_config
 
 Rows = dict[str, TrainRow]
 
@@ -79,14 +79,16 @@ def test_weighted_rows_weigh_their_confidence(tmp_path: Path) -> None:
 
 
 def test_rows_of_doubt_with_sure_labels_are_refused() -> None:
-    check_settings(build_config("default", {"train": {"all_rows": True}}))
+    check_settings(build_config("default", {"train": {"all_rows": True}, "select": {"soft_targets": True}}))
     with pytest.raises(UsageError, match="needs select"):
-        check_settings(build_config("default", {"train": {"all_rows": True}, "select": {"soft_targets": False}}))
+        check_settings(build_config("default", {"train": {"all_rows": True}}))
 
 
-def test_the_paper_trains_on_labels() -> None:
-    assert build_config().select.soft_targets
-    assert not build_config("paper").select.soft_targets
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_presets_train_on_the_labels_of_d2(preset: str) -> None:
+    config = build_config(preset)
+    assert not config.select.soft_targets
+    assert not learns_from_all(config, TASK)
 
 
 @given(st.lists(st.floats(1e-9, 1.0), min_size=1, max_size=80))

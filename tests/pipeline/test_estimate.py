@@ -32,14 +32,15 @@ EIGHTEEN = {"augment": {"variants": 18}}
 
 def test_counts_of_the_default_preset() -> None:
     given = inputs(unlabeled_rows=100, eval_rows=50, label_paths=[(1,), (2,), (3,)])
-    plan = make_plan(build_config("default", {"select": {"soft_targets": False}}), given)
+    plan = make_plan(build_config(), given)
     texts = 24 * 42 + 100
     assert plan.candidates == texts
     assert plan.requests == 24 * 7  # 42 draws a seed, six to a request
     assert plan.adapters == 3 + 2 + 3 * 2  # two folds in each of three rounds
     sample = texts // 2  # for the temperature of the mean, which is scored on eval and seeds, too
     assert plan.score_reads == 8 * texts + sample + 5 * 50 + 4 * 24
-    assert make_plan(build_config(), given).score_reads == plan.score_reads - sample  # the seeds alone give it
+    soft = build_config("default", {"select": {"soft_targets": True}})
+    assert make_plan(soft, given).score_reads == plan.score_reads - sample  # the seeds alone give it
     assert plan.selected == round(texts * 0.75)
 
 
@@ -78,11 +79,12 @@ def test_caps_and_rounds_shape_the_plan() -> None:
 
 
 def test_adapters_that_learn_from_all_rows_train_longer() -> None:
-    def trained(**layers: Any) -> int:
-        return make_plan(build_config("default", layers), inputs()).training_tokens
+    def trained(soft: bool = True, **layers: Any) -> int:
+        config = build_config("default", {"select": {"soft_targets": soft}}, layers)
+        return make_plan(config, inputs()).training_tokens
 
     assert trained() > trained(train={"all_rows": False})
-    assert trained(train={"all_rows": False}) == trained(select={"soft_targets": False})
+    assert trained(train={"all_rows": False}) == trained(soft=False)
     unchecked = {"encoder": {"labeller": False}}
     assert trained(**unchecked) == trained(**unchecked, train={"all_rows": False})
 

@@ -50,7 +50,8 @@ def test_target_rows_need_a_self_trained_selection() -> None:
 
 
 def test_flip_rate_below_epsilon() -> None:
-    assert reason(history(None, None, flips=0.0)) == ""
+    assert reason(history(None, None, flips=0.0), min_flip_rate=0) == ""
+    assert reason(history(None, None, flips=0.09)) == "flip_rate"  # the default
     assert reason(history(None, None, flips=0.02), min_flip_rate=0.02) == ""
     assert reason(history(None, None, flips=0.019), min_flip_rate=0.02) == "flip_rate"
     assert reason(history(None), min_flip_rate=0.02) == ""
