@@ -7,6 +7,7 @@ better. Their log loss weighs every answer by how far it was from right: a stric
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from afdc.result import Evaluation
@@ -19,24 +20,50 @@ def ranks(evaluations: Sequence[Evaluation]) -> list[float]:
     return [-one for one in losses] if len(losses) == len(evaluations) else [one.score for one in evaluations]
 
 
-def never_worse(new: Evaluation | None, best: Evaluation | None) -> bool:
-    """Whether `new` may take the place of `best`. Without gold to compare them by every adapter may."""
+def passes(new: Evaluation | None, best: Evaluation | None) -> bool:
+    """Whether `new` may take the place of `best`. Without gold to compare them by every adapter may.
+
+    It may where its log loss is no higher, and where it is but `new` is not behind by more than one standard error of
+    what both get right (the one-standard-error rule: Breiman et al. 1984). Of 16 seeds one answer says nothing: an
+    adapter that happened to get all of them right would never be replaced.
+    """
     if new is None or best is None:
         return True
+    return leads(new, best) or best.score - new.score <= _standard_error(new, best)
+
+
+def leads(new: Evaluation, best: Evaluation) -> bool:
+    """Whether `new` ranks at least as high."""
     rank, to_reach = ranks([new, best])
     return rank >= to_reach
 
 
-def mean_passes(mean: Evaluation | None, best: Evaluation | None) -> bool:
-    """Whether the mean of several adapters' weights may take the place of the best of them.
+def better(new: Evaluation | None, best: Evaluation | None) -> Evaluation | None:
+    """The higher of two, which later ones are compared with: small steps down must not add up."""
+    if new is None or best is None:
+        return new or best
+    return new if leads(new, best) else best
 
-    It is refused where it is worse by both measures, its log loss and what it gets right: weights averaged over rounds
-    err less than those of one (Wortsman et al. 2022, whose soups take in what does not lower the accuracy on held-out
-    rows), so that one measure against it is more often the handful of seeds than the mean.
+
+def _standard_error(one: Evaluation, other: Evaluation) -> float:
+    """Of the difference of two shares, with a right and a wrong answer added to each (Agresti and Caffo 2000).
+
+    By the shares alone it would be 0 for two that get everything right.
     """
-    if mean is None or best is None:
-        return True
-    return never_worse(mean, best) or mean.score >= best.score
+    return math.sqrt(sum(_variance(each) for each in (one, other)))
+
+
+def _variance(evaluation: Evaluation) -> float:
+    n = evaluation.n + 2
+    share = (evaluation.score * evaluation.n + 1) / n
+    return share * (1 - share) / n
+
+
+def remark(new: Evaluation | None, best: Evaluation | None) -> str:
+    """What the report says of an adapter that passes although it does not lead; else nothing."""
+    if new is None or best is None or leads(new, best):
+        return ""
+    return f"behind on held-out gold ({describe(best)} before it), by less than {new.n} rows can tell"
 
 
 def describe(evaluation: Evaluation) -> str:

@@ -34,7 +34,9 @@ class LoopState:
     scored: dict[str, ScoredPool] = field(default_factory=dict)
     best: Scorer = BASE
     best_holdout: Evaluation | None = None
-    """Of the last round's adapter that passed the gate, on gold that it has not seen."""
+    """Of M* so far, on gold that it has not seen."""
+    to_beat: Evaluation | None = None
+    """The best on such gold so far, of M* or of one before it: what the gate compares with."""
     best_eval: Evaluation | None = None
     """Of M* so far, on --eval."""
     trained: list[Trained] = field(default_factory=list)
