@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from afdc.result import Evaluation
-from afdc_pipeline import metrics, scoring
+from afdc_pipeline import calibration, metrics, scoring
 from afdc_pipeline.context import JobContext
 from afdc_pipeline.holdout import Fold, cross_folds
 from afdc_pipeline.pool import Pool
@@ -34,7 +35,20 @@ CALIBRATION_ROWS = 20_000
 TAUGHT_ROWS = 10.0
 """What an adapter that learnt distributions knows of its doubt, in rows of gold: it holds the temperature near 1."""
 
-_Pair = tuple[FloatArray, FloatArray]
+
+@dataclass(frozen=True)
+class _LeftOut:
+    """What a fold says of texts that it was trained without.
+
+    Attributes:
+        logprobs, wanted: [n, n_labels], of rows of D2: the fold's, and the committee's distributions.
+        said, decided: int [m], of every text of D1 that it read: its label and the committee's.
+    """
+
+    logprobs: FloatArray
+    wanted: FloatArray
+    said: NDArray[np.int64]
+    decided: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -45,9 +59,9 @@ class CrossFit:
         scorers: the k adapters, without one that failed its verification, at the temperature for generated texts: it
             minimises the negative log-likelihood of the labels of seeds and of rows of D2 that they did not see (Guo et
             al. 2017).
-        temperature: for real texts; 1 for an open task. It is the same one where labels were learnt. Where
-            distributions were, the doubt has been learnt with them, and generated texts, which are harder to tell than
-            real ones, would have it too high: it is that of the seeds, held near 1.
+        temperature: for real texts; 1 for an open task. Where labels were learnt it makes them as sure of seeds and
+            rows of D2, on average, as they agree with the committee over all of D1. Where distributions were, the doubt
+            has been learnt with them: it is that of the seeds, held near 1. In round 0 it is that of the seeds.
     """
 
     scorers: tuple[Scorer, ...] = ()
@@ -99,9 +113,9 @@ async def cross_fit(
         return CrossFit(tuple(scorers))
     if ctx.task.is_open:
         return CrossFit(tuple(scorers), _pooled([one for _, _, one in scored]))
-    soft = await _left_out(ctx, round, scorers, learnt) if learnt and one_in else []
+    unseen = await _left_out(ctx, round, scorers, learnt) if learnt and one_in else []
     taught = learnt is not None and ctx.config.select.soft_targets
-    return _calibrated(ctx, round, tuple(scorers), scored, soft, taught=taught)
+    return _calibrated(ctx, round, tuple(scorers), scored, unseen, taught=taught)
 
 
 def seed_folds(ctx: JobContext) -> list[Fold]:
@@ -115,44 +129,53 @@ def _calibrated(
     round: int,
     scorers: tuple[Scorer, ...],
     scored: Sequence[tuple[Fold, Scorer, Evaluation]],
-    soft: Sequence[_Pair],
+    unseen: Sequence[_LeftOut],
     *,
     taught: bool,
 ) -> CrossFit:
     """All folds' scores of seeds as one evaluation, at the temperature for real texts; `taught`: distributions."""
     logprobs = np.concatenate([stored_logprobs(ctx, gold_key(round, WHAT, scorer)) for _, scorer, _ in scored])
     gold = np.array(ctx.task.positions(seed.label for fold, _, _ in scored for seed in fold.held))
-    rows = np.concatenate([logprobs, *(scores for scores, _ in soft)])
-    wanted = np.concatenate([scoring.one_hot(gold, logprobs.shape[1]), *(targets for _, targets in soft)])
+    rows = np.concatenate([logprobs, *(one.logprobs for one in unseen)])
+    wanted = np.concatenate([scoring.one_hot(gold, logprobs.shape[1]), *(one.wanted for one in unseen)])
     labelling = reported = scoring.fit_temperature(rows, wanted)
     if taught:
         reported = scoring.fit_temperature(logprobs, gold, prior_rows=TAUGHT_ROWS)
+    elif unseen:
+        said, decided = (np.concatenate(parts) for parts in zip(*((u.said, u.decided) for u in unseen), strict=True))
+        reported = calibration.matched_temperature(rows, calibration.agreement(said, decided))
     found = metrics.evaluate(scoring.normalise(logprobs / reported), gold)
     return CrossFit(tuple(replace(one, temperature=labelling) for one in scorers), found, reported)
 
 
-async def _left_out(ctx: JobContext, round: int, scorers: Sequence[Scorer], learnt: Learnt) -> list[_Pair]:
-    """Log-probs and wanted distributions of rows of D2, each by the fold that was trained without it.
+async def _left_out(ctx: JobContext, round: int, scorers: Sequence[Scorer], learnt: Learnt) -> list[_LeftOut]:
+    """What each fold says of the texts that it was trained without, a part for each chunk and fold.
 
-    A handful of seeds tells little of how sure is too sure, and those of a later round are told too well. The
-    committee's calibrated distributions of hundreds of texts say more. Some thousand rows are enough.
+    A handful of seeds tells little of how sure is too sure, and those of a later round are told too well. Hundreds of
+    texts with the committee's labels say more. Some thousand rows are enough.
     """
     keys = [await score_pool(ctx, round, learnt.pool, scorer) for scorer in scorers]
     refs = [{record.index: record.ref for record in ctx.ledger.chunks(key)} for key in keys]
-    found: list[_Pair] = []
+    found: list[_LeftOut] = []
     decided = {record.index: record.ref for record in ctx.ledger.chunks(learnt.decided)}
     for chunk in learnt.pool.chunks():
-        if chunk.index in decided and sum(len(rows) for rows, _ in found) < CALIBRATION_ROWS:
+        if chunk.index in decided and sum(len(one.wanted) for one in found) < CALIBRATION_ROWS:
             rows = ctx.store.get(decided[chunk.index])
-            found += [_kept(ctx, rows, ctx.store.get(stored[chunk.index])) for stored in refs]
+            found += [_compared(ctx, rows, ctx.store.get(stored[chunk.index])) for stored in refs]
     return found
 
 
-def _kept(ctx: JobContext, decided: Sequence[dict[str, Any]], scored: Sequence[dict[str, Any]]) -> _Pair:
-    pairs = [(two["logprobs"], one["distribution"]) for one, two in zip(decided, scored, strict=True) if one["keep"]]
-    pairs = [(logprobs, wanted) for logprobs, wanted in pairs if logprobs and wanted]
-    shape = (len(pairs), len(ctx.task.names))
-    return np.array([one for one, _ in pairs]).reshape(shape), np.array([two for _, two in pairs]).reshape(shape)
+def _compared(ctx: JobContext, decided: Sequence[dict[str, Any]], scored: Sequence[dict[str, Any]]) -> _LeftOut:
+    both = zip(decided, scored, strict=True)
+    pairs = [(one, two["logprobs"]) for one, two in both if one["distribution"] and two["logprobs"]]
+    kept = [(logprobs, one["distribution"]) for one, logprobs in pairs if one["keep"]]
+    shape = (len(kept), len(ctx.task.names))
+    return _LeftOut(
+        logprobs=np.array([logprobs for logprobs, _ in kept]).reshape(shape),
+        wanted=np.array([wanted for _, wanted in kept]).reshape(shape),
+        said=np.array([np.argmax(logprobs) for _, logprobs in pairs], dtype=np.int64),
+        decided=np.array([one["label"] for one, _ in pairs], dtype=np.int64),
+    )
 
 
 def _pooled(evaluations: Sequence[Evaluation]) -> Evaluation:
