@@ -12,7 +12,7 @@ from afdc.settings import merge_layers, set_layer
 SECTIONS = ("augment", "select", "train", "encoder", "loop")
 OFF: dict[str, Any] = {
     "loop.members": 1,
-    "loop.rounds": 1,
+    "loop.min_flip_rate": 0.0,
     "loop.holdout": 0.0,
     "loop.folds": 0,
     "augment.rounds": 1,

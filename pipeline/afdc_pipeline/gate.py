@@ -23,9 +23,9 @@ def ranks(evaluations: Sequence[Evaluation]) -> list[float]:
 def passes(new: Evaluation | None, best: Evaluation | None) -> bool:
     """Whether `new` may take the place of `best`. Without gold to compare them by every adapter may.
 
-    It may where its log loss is no higher, and where it is but `new` is not behind by more than one standard error of
-    what both get right (the one-standard-error rule: Breiman et al. 1984). Of 16 seeds one answer says nothing: an
-    adapter that happened to get all of them right would never be replaced.
+    It may where its log loss is no higher, and else where it has not fewer right by more than one standard error of the
+    difference (the one-standard-error rule: Breiman et al. 1984). Of 16 seeds one answer says nothing: an adapter that
+    happened to get all of them right would never be replaced.
     """
     if new is None or best is None:
         return True

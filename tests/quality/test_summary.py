@@ -87,7 +87,7 @@ def test_a_document_keeps_all_but_its_table(tmp_path: Path) -> None:
 def test_every_switch_changes_the_default_preset() -> None:
     switches = default_switches()
     default = build_config()
-    assert {"select.unanimous", "encoder.labeller"} <= set(switches)
+    assert {"select.unanimous", "encoder.labeller", "loop.min_flip_rate"} <= set(switches)
     assert all(build_config("default", override) != default for override in switches.values())
 
 

@@ -149,7 +149,7 @@ def _calibrated(
 
 
 async def _left_out(ctx: JobContext, round: int, scorers: Sequence[Scorer], learnt: Learnt) -> list[_LeftOut]:
-    """What each fold says of the texts that it was trained without, a part for each chunk and fold.
+    """What each fold says of the texts that it was trained without, in parts that are not empty.
 
     A handful of seeds tells little of how sure is too sure, and those of a later round are told too well. Hundreds of
     texts with the committee's labels say more. Some thousand rows are enough.
@@ -161,7 +161,8 @@ async def _left_out(ctx: JobContext, round: int, scorers: Sequence[Scorer], lear
     for chunk in learnt.pool.chunks():
         if chunk.index in decided and sum(len(one.wanted) for one in found) < CALIBRATION_ROWS:
             rows = ctx.store.get(decided[chunk.index])
-            found += [_compared(ctx, rows, ctx.store.get(stored[chunk.index])) for stored in refs]
+            parts = [_compared(ctx, rows, ctx.store.get(stored[chunk.index])) for stored in refs]
+            found += [part for part in parts if len(part.said)]
     return found
 
 
