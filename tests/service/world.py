@@ -36,7 +36,7 @@ from tests.fakes.trainer import FakeTrainer
 MODEL = ModelRef("fake", Path("/nonexistent"), "rev0", 0)
 SETTINGS: dict[str, Any] = {
     "augment": {"variants": 6, "rounds": 2, "context_seeds": 2},
-    "loop": {"rounds": 2, "members": 2, "folds": 0},
+    "loop": {"rounds": 2, "members": 2, "folds": 0, "min_flip_rate": 0.0},
 }
 
 
