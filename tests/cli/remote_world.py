@@ -21,6 +21,8 @@ SMALL = (
     "loop.members=2",
     "--set",
     "loop.folds=0",
+    "--set",
+    "loop.min_flip_rate=0",
 )
 SUBMIT = ("submit", "--seeds", "seeds.jsonl", "--task", "task.json", *SMALL)
 

@@ -143,7 +143,8 @@ def paused(tmp_path_factory: pytest.TempPathFactory, world: World) -> Iterator[t
     environ |= {"AFDC_SERVER": world.address, "AFDC_API_KEY": world.key(), "XDG_CONFIG_HOME": str(work)}
     environ |= {"AFDC_CACHE": str(work), "TERM": "xterm", "COLUMNS": "100"}
     run = [sys.executable, "-m", "afdc"]
-    made = subprocess.run([*run, *SUBMIT], cwd=work, env=environ, capture_output=True, text=True, check=True)
+    long = [*run, *SUBMIT, "--rounds", "50", "--set", "loop.patience=99"]  # it must not end before it is paused
+    made = subprocess.run(long, cwd=work, env=environ, capture_output=True, text=True, check=True)
     job = made.stdout.strip()
     subprocess.run([*run, "pause", job], cwd=work, env=environ, capture_output=True, check=True)
     with world.client() as client:
