@@ -274,10 +274,7 @@ class LoopConfig(SettingsTable):
     )
     patience: int = Field(default=2, ge=1, le=1000, description="rounds without gain on held-out gold before stopping")
     min_flip_rate: float = Field(
-        default=0.1,
-        ge=0,
-        le=1,
-        description="epsilon: stop when a smaller share of the labels changes; 0 is off",
+        default=0.1, ge=0, le=1, description="epsilon: stop when a smaller share of the labels changes; 0 is off"
     )
     token_budget: int | None = Field(
         default=None, ge=1, le=1 << 62, description="stop before the next round once this many tokens are spent"

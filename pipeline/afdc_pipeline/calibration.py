@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from afdc_pipeline import scoring
+from afdc_pipeline import metrics, scoring
 from afdc_pipeline.seams import FloatArray
 
 STEPS = 60
@@ -27,15 +26,15 @@ def matched_temperature(logprobs: FloatArray, confidence: float) -> float:
     low, high = np.log(scoring.TEMPERATURE_RANGE)
     for _ in range(STEPS):
         middle = (low + high) / 2
-        surer = scoring.normalise(usable / np.exp(middle)).max(axis=1).mean() > confidence
+        surer = scoring.confidence(scoring.normalise(usable / np.exp(middle))).mean() > confidence
         low, high = (middle, high) if surer else (low, middle)
     return float(np.exp((low + high) / 2))
 
 
-def agreement(labels: NDArray[np.integer], others: NDArray[np.integer]) -> float:
-    """Share of rows that two labellers label alike, with one that is and one that is not added (Laplace).
+def agreement(labels: scoring.IntArray, others: scoring.IntArray) -> float:
+    """Share of rows that two labellers label alike, smoothed.
 
     Two labellers that were trained apart disagree about as often as each is wrong (Jiang et al. 2022, "Assessing
     generalization via disagreement", arXiv 2106.13799): it tells an accuracy without gold.
     """
-    return (int(np.sum(labels == others)) + 1) / (len(labels) + 2)
+    return metrics.smoothed(metrics.accuracy(others, labels), len(labels))

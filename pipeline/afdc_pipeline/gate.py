@@ -8,10 +8,11 @@ better. Their log loss weighs every answer by how far it was from right: a stric
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from afdc.result import Evaluation
 from afdc.wording import loss
+from afdc_pipeline import metrics
 
 
 def ranks(evaluations: Sequence[Evaluation]) -> list[float]:
@@ -38,11 +39,13 @@ def leads(new: Evaluation, best: Evaluation) -> bool:
     return rank >= to_reach
 
 
-def better(new: Evaluation | None, best: Evaluation | None) -> Evaluation | None:
-    """The higher of two, which later ones are compared with: small steps down must not add up."""
-    if new is None or best is None:
-        return new or best
-    return new if leads(new, best) else best
+def best_of(evaluations: Iterable[Evaluation | None]) -> Evaluation | None:
+    """The highest, the last of equals: what an adapter is compared with, so that small steps down do not add up."""
+    best = None
+    for one in evaluations:
+        if one is not None and (best is None or leads(one, best)):
+            best = one
+    return best
 
 
 def _standard_error(one: Evaluation, other: Evaluation) -> float:
@@ -54,9 +57,8 @@ def _standard_error(one: Evaluation, other: Evaluation) -> float:
 
 
 def _variance(evaluation: Evaluation) -> float:
-    n = evaluation.n + 2
-    share = (evaluation.score * evaluation.n + 1) / n
-    return share * (1 - share) / n
+    share = metrics.smoothed(evaluation.score, evaluation.n)
+    return share * (1 - share) / (evaluation.n + 2)
 
 
 def remark(new: Evaluation | None, best: Evaluation | None) -> str:

@@ -75,7 +75,7 @@ async def _average(ctx: JobContext, state: LoopState) -> None:
     notes = [last.note]
     for number, rounds in enumerate(mixtures(state.trained)):
         mean = await average_rounds(ctx, last.round, f"{AVERAGE}{number or ''}", rounds, learnt)
-        passed = gate.passes(mean.holdout, state.to_beat)
+        passed = gate.passes(mean.holdout, gate.best_of(one.holdout for one in state.history))
         notes.append(describe(rounds, mean, passed=passed))
         ctx.progress.note(notes[-1])
         if mean.scorer is not None and passed:
@@ -114,7 +114,7 @@ async def _round_zero(ctx: JobContext, state: LoopState) -> list[Evaluation]:
     members = [await _member(ctx, number, fitted.temperature) for number in range(count)]
     if ctx.config.loop.members:
         state.labellers, state.best = [*members, *fitted.scorers], members[0]
-        state.best_holdout = state.to_beat = fitted.evaluation or await on_holdout(ctx, 0, state.best)
+        state.best_holdout = fitted.evaluation or await on_holdout(ctx, 0, state.best)
     else:
         state.labellers = [BASE]
     evaluations = [await on_eval(ctx, 0, member) for member in members]
@@ -143,14 +143,14 @@ async def _self_train(ctx: JobContext, state: LoopState, round: int) -> None:
         ctx.progress.note(state.stop_reason)
         return
     holdout = fitted.evaluation or await on_holdout(ctx, round, scorer)
-    accepted, told = gate.passes(holdout, state.to_beat), gate.remark(holdout, state.to_beat)
+    to_beat = gate.best_of(one.holdout for one in state.history)
+    accepted = gate.passes(holdout, to_beat)
     evaluation = await on_eval(ctx, round, scorer)
     state.trained.append(Trained(scorer, fitted.scorers, accepted))
     if accepted:
         _activate(ctx, state, scorer, fitted.scorers)
         state.best_holdout, state.best_eval = holdout, evaluation
-        state.to_beat = gate.better(holdout, state.to_beat)
-        note = "; ".join(filter(None, [told, await _label(ctx, state, round)]))
+        note = "; ".join(filter(None, [gate.remark(holdout, to_beat), await _label(ctx, state, round)]))
     else:  # the same labellers would decide the same again
         state.decisions.append(replace(state.decisions[-1], flip_rate=None))
         note = "worse on held-out gold: the adapter before it is kept"

@@ -51,6 +51,11 @@ def accuracy(gold: Labels, predicted: Labels) -> float:
     return float(np.mean(gold == predicted)) if len(gold) else 0.0
 
 
+def smoothed(share: float, n: int) -> float:
+    """A share of n rows with one row more that counts and one that does not: never 0 or 1 (Laplace)."""
+    return (share * n + 1) / (n + 2)
+
+
 def log_loss(probs: FloatArray, gold: Labels) -> float | None:
     """Mean -ln p(gold) in nats, at the temperature that makes it smallest; None without rows.
 
@@ -63,7 +68,7 @@ def log_loss(probs: FloatArray, gold: Labels) -> float | None:
         logprobs = np.log(probs)
     fitted = scoring.normalise(logprobs / scoring.fit_temperature(logprobs, gold, prior_rows=0.0))
     told = np.nan_to_num(fitted[np.arange(len(gold)), gold], nan=1 / probs.shape[1])
-    return float(-np.log(np.maximum(told, scoring.TINY)).mean())
+    return max(0.0, float(-np.log(np.maximum(told, scoring.TINY)).mean()))  # not -0.0, which would be told as -0.000
 
 
 def accuracy_interval(gold: Labels, predicted: Labels, z: float = 1.96) -> tuple[float, float]:

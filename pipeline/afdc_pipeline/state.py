@@ -35,8 +35,6 @@ class LoopState:
     best: Scorer = BASE
     best_holdout: Evaluation | None = None
     """Of M* so far, on gold that it has not seen."""
-    to_beat: Evaluation | None = None
-    """The best on such gold so far, of M* or of one before it: what the gate compares with."""
     best_eval: Evaluation | None = None
     """Of M* so far, on --eval."""
     trained: list[Trained] = field(default_factory=list)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from afdc.task import Task
 from afdc_pipeline.rows import Seed
 from afdc_pipeline.seams import Scores
@@ -17,15 +19,17 @@ def named_seeds(holdout: int = 0) -> tuple[Seed, ...]:
 
 
 class Losing(FakeEngine):
-    """Adapters with one of `parts` in their name are wrong on the named seeds."""
+    """Adapters with one of `parts` in their name are wrong on the named seeds, or on the first `lost` of them."""
 
-    def __init__(self, *parts: str, noise: float = 0.01) -> None:
+    def __init__(self, *parts: str, noise: float = 0.01, lost: int | None = None) -> None:
         super().__init__(noise=noise)
         self.parts = parts
         self.seeds = {seed.text for seed in named_seeds()}
+        self.lost = {seed.text for seed in named_seeds()[:lost]}
 
     async def score(self, texts: Sequence[str], task: Task, adapter: str | None = None) -> Scores:
         scores = await super().score(texts, task, adapter)
         if adapter and any(part in adapter for part in self.parts) and self.seeds.issuperset(texts):
-            return Scores(scores.logprobs[:, [1, 2, 0]], scores.errors)
+            wrong = np.array([text in self.lost for text in texts])[:, None]
+            return Scores(np.where(wrong, scores.logprobs[:, [1, 2, 0]], scores.logprobs), scores.errors)
         return scores

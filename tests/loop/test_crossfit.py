@@ -62,6 +62,18 @@ def test_a_round_that_loses_out_of_fold_is_not_handed_out(tmp_path: Path) -> Non
     assert "-m0-" in state.best.served
 
 
+def test_a_round_that_loses_by_one_answer_is_handed_out_and_says_so(tmp_path: Path) -> None:
+    engine = Losing("-r1-f", noise=0.1, lost=1)
+    state = make_job(tmp_path, small_config(loop=FOLDED), engine=engine, seeds=named_seeds()).run()
+    first, second = (one.holdout for one in state.history)
+    assert first is not None
+    assert second is not None
+    assert (first.accuracy, second.accuracy) == (1.0, 11 / 12)
+    assert second.log_loss > first.log_loss
+    assert "-r1-" in state.best.served
+    assert state.history[-1].note.startswith("behind on held-out gold (100.0% of held-out gold, log loss 0.0")
+
+
 def test_the_temperature_of_a_round_is_fitted_on_what_was_left_out(tmp_path: Path) -> None:
     noisy = make_job(tmp_path / "noisy", small_config(loop=FOLDED), engine=FakeEngine(noise=4.0))
     noisy.run()

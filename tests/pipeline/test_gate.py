@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from afdc.result import Evaluation
 from afdc_pipeline import metrics, scoring
-from afdc_pipeline.gate import better, describe, passes, ranks, remark
+from afdc_pipeline.gate import best_of, describe, passes, ranks, remark
 
 
 def told(accuracy: float, log_loss: float | None = None, token_f1: float | None = None, n: int = 48) -> Evaluation:
@@ -50,7 +50,7 @@ def test_small_steps_down_do_not_add_up() -> None:
     for right in (45, 43, 41, 39):
         one = told(right / 48, 1 - right / 48)
         taken.append(passes(one, best))
-        best = better(one, best) if taken[-1] else best
+        best = best_of([best, one])
     assert taken == [True, True, False, False]
     assert best == told(45 / 48, 3 / 48)
 
@@ -99,6 +99,11 @@ def test_the_log_loss_of_texts_without_an_answer_is_that_of_a_guess() -> None:
     nothing = np.full((4, 3), np.nan)
     assert metrics.log_loss(nothing, np.zeros(4, np.int64)) == pytest.approx(np.log(3))
     assert metrics.log_loss(np.empty((0, 3)), np.zeros(0, np.int64)) is None
+
+
+def test_the_log_loss_of_what_is_sure_and_right_has_no_sign() -> None:
+    evaluation = metrics.evaluate(np.tile([1.0, 0.0], (4, 1)), np.zeros(4, np.int64))
+    assert describe(evaluation) == "100.0% of held-out gold, log loss 0.000"
 
 
 def test_being_sure_and_wrong_costs_more_than_being_unsure() -> None:

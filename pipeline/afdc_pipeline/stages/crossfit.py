@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from afdc.result import Evaluation
 from afdc_pipeline import calibration, metrics, scoring
@@ -47,8 +46,8 @@ class _LeftOut:
 
     logprobs: FloatArray
     wanted: FloatArray
-    said: NDArray[np.int64]
-    decided: NDArray[np.int64]
+    said: scoring.IntArray
+    decided: scoring.IntArray
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ def _calibrated(
     if taught:
         reported = scoring.fit_temperature(logprobs, gold, prior_rows=TAUGHT_ROWS)
     elif unseen:
-        said, decided = (np.concatenate(parts) for parts in zip(*((u.said, u.decided) for u in unseen), strict=True))
+        said, decided = np.concatenate([one.said for one in unseen]), np.concatenate([one.decided for one in unseen])
         reported = calibration.matched_temperature(rows, calibration.agreement(said, decided))
     found = metrics.evaluate(scoring.normalise(logprobs / reported), gold)
     return CrossFit(tuple(replace(one, temperature=labelling) for one in scorers), found, reported)
@@ -169,14 +168,12 @@ async def _left_out(ctx: JobContext, round: int, scorers: Sequence[Scorer], lear
 def _compared(ctx: JobContext, decided: Sequence[dict[str, Any]], scored: Sequence[dict[str, Any]]) -> _LeftOut:
     both = zip(decided, scored, strict=True)
     pairs = [(one, two["logprobs"]) for one, two in both if one["distribution"] and two["logprobs"]]
-    kept = [(logprobs, one["distribution"]) for one, logprobs in pairs if one["keep"]]
-    shape = (len(kept), len(ctx.task.names))
-    return _LeftOut(
-        logprobs=np.array([logprobs for logprobs, _ in kept]).reshape(shape),
-        wanted=np.array([wanted for _, wanted in kept]).reshape(shape),
-        said=np.array([np.argmax(logprobs) for _, logprobs in pairs], dtype=np.int64),
-        decided=np.array([one["label"] for one, _ in pairs], dtype=np.int64),
-    )
+    shape = (len(pairs), len(ctx.task.names))
+    kept = np.array([one["keep"] for one, _ in pairs], dtype=np.bool_)
+    wanted = np.array([one["distribution"] for one, _ in pairs]).reshape(shape)
+    logprobs = np.array([logprobs for _, logprobs in pairs]).reshape(shape)
+    decided_labels = np.array([one["label"] for one, _ in pairs], dtype=np.int32)
+    return _LeftOut(logprobs[kept], wanted[kept], scoring.labels(logprobs), decided_labels)
 
 
 def _pooled(evaluations: Sequence[Evaluation]) -> Evaluation:
