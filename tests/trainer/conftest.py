@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,14 @@ def tiny(packaged: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def codec_of(model: Path, task: Task = TASK) -> PromptCodec:
+    return PromptCodec(_tokenizer_of(model), task)
+
+
+@cache
+def _tokenizer_of(model: Path) -> Any:
     from transformers import AutoTokenizer
 
-    return PromptCodec(AutoTokenizer.from_pretrained(model), task)
+    return AutoTokenizer.from_pretrained(model)
 
 
 @pytest.fixture

@@ -18,9 +18,8 @@ from afdc.task import Task
 from afdc.training import TrainJob, TrainResult, TrainRow
 from afdc_trainer.__main__ import PROCESSES_VARIABLE, processes
 from afdc_trainer.average import Update, mean_update
-from benchmarks.quality.trainers import InsideTrainer
 from tests.trainer.conftest import JobMaker, codec_of
-from tests.trainer.test_run import fit, weights_of
+from tests.trainer.fits import fit, fit_here, weights_of
 
 pytestmark = pytest.mark.trainer
 
@@ -91,12 +90,12 @@ def test_the_mean_of_untrained_updates_is_none() -> None:
     assert not product((a, b), 2.0).any()
 
 
-async def trained(make_job: JobMaker, model: Path, count: int = 2, **fields: Any) -> tuple[Path, ...]:
+def trained(make_job: JobMaker, model: Path, count: int = 2, **fields: Any) -> tuple[Path, ...]:
     """Adapters that differ by their seed, of a learning rate that moves the model."""
     config = {"dropout": 0.0, "learning_rate": 5e-3}
     found = []
     for number in range(count):
-        result = await fit(make_job(model, f"one{number}", config=config, seed=number, **fields))
+        result = fit_here(make_job(model, f"one{number}", config=config, seed=number, **fields))
         assert result.adapter is not None
         found.append(result.adapter)
     return tuple(found)
@@ -129,7 +128,7 @@ def merged_logprobs(job: TrainJob, text: str) -> list[float]:
 
 
 async def test_the_published_mean_scores_as_the_mean_update_in_the_base(packaged: Path, make_job: JobMaker) -> None:
-    adapters = await trained(make_job, packaged)
+    adapters = trained(make_job, packaged)
     exact = average_job(make_job, packaged, adapters, "exact", config={"rank": 16, "alpha": 32})
     result = await fit(exact)
     assert (result.rows, result.steps, result.tokens, result.losses) == (0, 0, 0, ())
@@ -145,31 +144,31 @@ async def test_the_published_mean_scores_as_the_mean_update_in_the_base(packaged
         for probe, scores in zip(read_manifest(folder).probes, wanted, strict=True):
             apart = max(apart, *(abs(a - b) for a, b in zip(probe.logprobs, scores, strict=True)))
     assert apart > 0.1, "the mean is another model than those that it is of"
-    cut = await InsideTrainer().fit(average_job(make_job, packaged, adapters, "cut"))
+    cut = fit_here(average_job(make_job, packaged, adapters, "cut"))
     assert cut.adapter is not None
     for probe, scores in zip(read_manifest(cut.adapter).probes, wanted, strict=True):
         assert list(probe.logprobs) == pytest.approx(scores, abs=0.3)
 
 
-async def test_the_same_adapters_give_the_same_bytes_and_a_finished_mean_is_not_made_again(
+def test_the_same_adapters_give_the_same_bytes_and_a_finished_mean_is_not_made_again(
     tiny: Path, make_job: JobMaker
 ) -> None:
-    adapters = await trained(make_job, tiny)
+    adapters = trained(make_job, tiny)
     first, second = (average_job(make_job, tiny, adapters, folder) for folder in ("a", "b"))
-    result = await fit(first)
-    assert weights_of(await fit(second)) == weights_of(result)
-    assert await fit(first) == result
+    result = fit_here(first)
+    assert weights_of(fit_here(second)) == weights_of(result)
+    assert fit_here(first) == result
     assert not (first.result.parent / "progress.jsonl").exists()
-    other = await fit(average_job(make_job, tiny, adapters[:1], "c"))
+    other = fit_here(average_job(make_job, tiny, adapters[:1], "c"))
     assert weights_of(other) != weights_of(result)
 
 
-async def test_adapters_of_another_model_or_of_other_layers_are_refused(
+def test_adapters_of_another_model_or_of_other_layers_are_refused(
     tiny: Path, make_job: JobMaker, tmp_path: Path
 ) -> None:
-    (adapter,) = await trained(make_job, tiny, 1)
+    (adapter,) = trained(make_job, tiny, 1)
     with pytest.raises(TrainerError, match=r"was trained on .* at main and cannot be averaged with .* at v2"):
-        await fit(average_job(make_job, tiny, [adapter], "revision", model_revision="v2"))
+        fit_here(average_job(make_job, tiny, [adapter], "revision", model_revision="v2"))
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     wider = tmp_path / "wider"
@@ -181,27 +180,27 @@ async def test_adapters_of_another_model_or_of_other_layers_are_refused(
     tokenizer.save_pretrained(wider)
     job = average_job(make_job, wider, [adapter], "layers")
     with pytest.raises(TrainerError, match=r"differ in 6 of the layers that carry LoRA, for example .*down_proj"):
-        await fit(job)
+        fit_here(job)
     assert not list(job.adapters.glob("*"))
     (adapter / WEIGHTS_FILE).write_bytes(b"torn")
     with pytest.raises(TrainerError, match="does not have the hash"):
-        await fit(average_job(make_job, tiny, [adapter], "damaged"))
+        fit_here(average_job(make_job, tiny, [adapter], "damaged"))
 
 
-async def test_the_mean_of_an_open_task_has_the_answers_of_its_probes(tiny: Path, make_job: JobMaker) -> None:
+def test_the_mean_of_an_open_task_has_the_answers_of_its_probes(tiny: Path, make_job: JobMaker) -> None:
     rows = [TrainRow(text="The kettle leaks", completion="kettle", gold=True)]
     fields = {"task": OPEN, "template_hash": codec_of(tiny, OPEN).template_hash, "probes": (rows[0].text,)}
 
-    async def of_rows(job: TrainJob) -> TrainResult:
+    def of_rows(job: TrainJob) -> TrainResult:
         job.rows.write_bytes(b"".join(row.to_line() for row in rows))
-        return await fit(job)
+        return fit_here(job)
 
     adapters = []
     for seed in (0, 1):
-        adapter = (await of_rows(make_job(tiny, f"one{seed}", seed=seed, **fields))).adapter
+        adapter = of_rows(make_job(tiny, f"one{seed}", seed=seed, **fields)).adapter
         assert adapter is not None
         adapters.append(adapter)
-    result = await of_rows(average_job(make_job, tiny, adapters, **fields))
+    result = of_rows(average_job(make_job, tiny, adapters, **fields))
     assert result.adapter is not None
     assert [probe.answer for probe in verify_adapter(result.adapter).probes] == ["kettle"]
 

@@ -1,4 +1,4 @@
-"""A round of an open task in its own process: answers are learnt, and a seed's answer is the probe."""
+"""A round of an open task: answers are learnt, and a seed's answer is the probe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from afdc.errors import TrainerError
 from afdc.task import Task
 from afdc.training import TrainJob, TrainRow
 from tests.trainer.conftest import JobMaker, codec_of
-from tests.trainer.test_run import fit, peft_logprobs
+from tests.trainer.fits import fit_here
+from tests.trainer.test_run import peft_logprobs
 
 pytestmark = pytest.mark.trainer
 
@@ -33,9 +34,9 @@ def open_job(make_job: JobMaker, model: Path, rows: list[TrainRow]) -> TrainJob:
     return job
 
 
-async def test_an_adapter_of_answers_is_published_with_their_probes(tiny: Path, make_job: JobMaker) -> None:
+def test_an_adapter_of_answers_is_published_with_their_probes(tiny: Path, make_job: JobMaker) -> None:
     job = open_job(make_job, tiny, ROWS)
-    result = await fit(job)
+    result = fit_here(job)
     assert result.adapter is not None
     assert result.losses[-1] < result.losses[0]
     manifest = verify_adapter(result.adapter)
@@ -47,7 +48,7 @@ async def test_an_adapter_of_answers_is_published_with_their_probes(tiny: Path, 
         assert np.abs(np.array(probe.logprobs) - expected).max() < 1e-3
 
 
-async def test_a_row_with_targets_is_no_row_of_an_open_task(tiny: Path, make_job: JobMaker) -> None:
+def test_a_row_with_targets_is_no_row_of_an_open_task(tiny: Path, make_job: JobMaker) -> None:
     job = open_job(make_job, tiny, [*ROWS, TrainRow(text="x", targets={0: 1.0})])
     with pytest.raises(TrainerError, match="needs a completion"):
-        await fit(job)
+        fit_here(job)

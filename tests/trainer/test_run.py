@@ -1,4 +1,4 @@
-"""Whole runs in their own process: what is published, that it repeats, and how it fails."""
+"""Whole runs: what is published, that it repeats, and how it fails."""
 
 from __future__ import annotations
 
@@ -12,20 +12,12 @@ import torch
 
 from afdc.adapter import WEIGHTS_FILE, read_manifest, verify_adapter
 from afdc.errors import TrainerError
-from afdc.training import TrainJob, TrainResult
+from afdc.training import TrainJob
 from afdc_server.trainer import SubprocessTrainer
 from tests.trainer.conftest import JobMaker, codec_of
+from tests.trainer.fits import fit, fit_here, weights_of
 
 pytestmark = pytest.mark.trainer
-
-
-async def fit(job: TrainJob) -> TrainResult:
-    return await SubprocessTrainer(job.result.parent / "logs").fit(job)
-
-
-def weights_of(result: TrainResult) -> bytes:
-    assert result.adapter is not None
-    return (result.adapter / WEIGHTS_FILE).read_bytes()
 
 
 def peft_logprobs(job: TrainJob, folder: Path, text: str, paths: Sequence[tuple[int, ...]] = ()) -> list[float]:
@@ -66,8 +58,8 @@ async def test_a_round_publishes_an_adapter_that_plain_peft_reads_alike(packaged
 async def test_the_same_job_gives_the_same_bytes_and_another_seed_others(tiny: Path, make_job: JobMaker) -> None:
     first, second, other = make_job(tiny, "a"), make_job(tiny, "b"), make_job(tiny, "c", seed=4)
     same = weights_of(await fit(first))
-    assert weights_of(await fit(second)) == same
-    assert weights_of(await fit(other)) != same
+    assert weights_of(fit_here(second)) == same
+    assert weights_of(fit_here(other)) != same
 
 
 async def test_a_finished_job_is_not_run_again_and_a_damaged_adapter_is_made_again(
@@ -85,15 +77,15 @@ async def test_a_finished_job_is_not_run_again_and_a_damaged_adapter_is_made_aga
     assert progress.exists()
 
 
-async def test_other_rows_under_the_same_job_are_trained_on_anew(tiny: Path, make_job: JobMaker) -> None:
+def test_other_rows_under_the_same_job_are_trained_on_anew(tiny: Path, make_job: JobMaker) -> None:
     job = make_job(tiny, config={"checkpoint_every": 1})
-    first = await fit(job)
+    first = fit_here(job)
     lines = job.rows.read_text(encoding="utf-8").splitlines(keepends=True)
     job.rows.write_text("".join(lines[:4]), encoding="utf-8")
-    second = await fit(job)
+    second = fit_here(job)
     assert (first.rows, second.rows, second.resumed_at_step) == (6, 4, 0)
     assert weights_of(second) != weights_of(first)
-    assert await fit(job) == second
+    assert fit_here(job) == second
     assert len(list(job.adapters.iterdir())) == 2
 
 
@@ -111,15 +103,15 @@ async def test_a_damaged_adapter_is_set_aside_and_published_again(tiny: Path, ma
     assert str(aside) in (job.result.parent / "logs" / "trainer-job-r1.log").read_text(encoding="utf-8")
 
 
-async def test_a_round_may_continue_from_the_last_adapter(tiny: Path, make_job: JobMaker) -> None:
-    first = await fit(make_job(tiny, "a"))
-    on = await fit(make_job(tiny, "b", continue_from=first.adapter))
+def test_a_round_may_continue_from_the_last_adapter(tiny: Path, make_job: JobMaker) -> None:
+    first = fit_here(make_job(tiny, "a"))
+    on = fit_here(make_job(tiny, "b", continue_from=first.adapter))
     assert on.losses[0] < first.losses[0]
     with pytest.raises(TrainerError, match="another rank"):
-        await fit(make_job(tiny, "c", config={"rank": 16}, continue_from=first.adapter))
+        fit_here(make_job(tiny, "c", config={"rank": 16}, continue_from=first.adapter))
 
 
-async def test_failures_leave_a_reason_and_no_adapter(tiny: Path, make_job: JobMaker, tmp_path: Path) -> None:
+def test_failures_leave_a_reason_and_no_adapter(tiny: Path, make_job: JobMaker, tmp_path: Path) -> None:
     jobs = {
         "is not the engine's": make_job(tiny, "template", template_hash="0" * 64),
         "cannot be loaded": make_job(tiny, "model").model_copy(update={"model": tmp_path}),
@@ -127,14 +119,14 @@ async def test_failures_leave_a_reason_and_no_adapter(tiny: Path, make_job: JobM
     }
     for reason, job in jobs.items():
         with pytest.raises(TrainerError, match=reason):
-            await fit(job)
+            fit_here(job)
         assert json.loads(job.result.read_bytes())["status"] == "failed"
         assert not list(job.adapters.glob("*"))
 
 
-async def test_the_manifest_names_where_the_adapter_comes_from(tiny: Path, make_job: JobMaker) -> None:
+def test_the_manifest_names_where_the_adapter_comes_from(tiny: Path, make_job: JobMaker) -> None:
     job = make_job(tiny, round=2, member=1)
-    result = await fit(job)
+    result = fit_here(job)
     assert result.adapter is not None
     manifest = read_manifest(result.adapter)
     assert (manifest.job, manifest.round, manifest.member) == ("job", 2, 1)
