@@ -103,6 +103,14 @@ async def test_a_damaged_adapter_is_set_aside_and_published_again(tiny: Path, ma
     assert str(aside) in (job.result.parent / "logs" / "trainer-job-r1.log").read_text(encoding="utf-8")
 
 
+def test_the_same_weights_calibrated_otherwise_have_the_new_temperature(tiny: Path, make_job: JobMaker) -> None:
+    before = fit_here(make_job(tiny, "a", temperature=2.0))
+    assert before.adapter is not None
+    after = fit_here(make_job(tiny, "b", temperature=3.5, adapters=before.adapter.parent))
+    assert after.adapter == before.adapter
+    assert verify_adapter(before.adapter).temperature == 3.5
+
+
 def test_a_round_may_continue_from_the_last_adapter(tiny: Path, make_job: JobMaker) -> None:
     first = fit_here(make_job(tiny, "a"))
     on = fit_here(make_job(tiny, "b", continue_from=first.adapter))

@@ -12,7 +12,15 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from afdc.adapter import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, AdapterManifest, Probe, publish_adapter
+from afdc.adapter import (
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    WEIGHTS_FILE,
+    AdapterManifest,
+    Probe,
+    publish_adapter,
+    read_manifest,
+)
 from afdc.errors import TrainerError
 from afdc.files import sha256_bytes, write_bytes
 from afdc.prompting import PromptCodec
@@ -63,7 +71,8 @@ def path_logprobs(
 def publish(job: TrainJob, weights: LoraWeights, probes: Sequence[Probe], probe_dtype: str) -> Path:
     """Write the adapter folder under a temporary name, check it as the engine will, and give it its name.
 
-    A damaged folder under that name is set aside, not trusted and not deleted.
+    A damaged folder under that name is set aside, not trusted and not deleted. A whole one stays, and has the job's
+    temperature from then on.
 
     Raises:
         TrainerError: a weight is not finite.
@@ -98,10 +107,13 @@ def publish(job: TrainJob, weights: LoraWeights, probes: Sequence[Probe], probe_
     # With labels it is written as ever, without the answers that its probes lack; "labels": null has to be said.
     text = manifest.model_dump_json(indent=2, exclude_none=not job.task.is_open)
     write_bytes(temporary / MANIFEST_FILE, text.encode())
-    aside = publish_adapter(temporary, job.adapters / name)
+    folder = job.adapters / name
+    aside = publish_adapter(temporary, folder)
     if aside is not None:
-        print(f"warning: {job.adapters / name} was damaged and lies in {aside} now; published again", file=sys.stderr)
-    return job.adapters / name
+        print(f"warning: {folder} was damaged and lies in {aside} now; published again", file=sys.stderr)
+    if read_manifest(folder).temperature != job.temperature:  # the same weights, calibrated otherwise
+        write_bytes(folder / MANIFEST_FILE, text.encode())
+    return folder
 
 
 def adapter_config(job: TrainJob, targets: Sequence[str]) -> dict[str, Any]:
