@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from afdc.adapter import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, publish_adapter, verify_adapter
+from afdc.adapter import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, publish_adapter, read_manifest, verify_adapter
 from afdc.errors import AdapterError
 from afdc.files import sha256_file
 
@@ -90,3 +90,13 @@ def test_a_whole_folder_of_the_same_weights_stays(tmp_path: Path) -> None:
     assert publish_adapter(made(tmp_path), final) is None
     assert final.stat().st_ino == inode
     assert [path.name for path in final.parent.iterdir()] == ["a"]
+
+
+def test_a_whole_folder_of_the_same_files_has_the_new_manifest(tmp_path: Path) -> None:
+    final = tmp_path / "adapters" / "a"
+    publish_adapter(made(tmp_path), final)
+    again = made(tmp_path)
+    manifest = read_manifest(again).model_copy(update={"temperature": 2.5})
+    (again / MANIFEST_FILE).write_text(manifest.model_dump_json())
+    assert publish_adapter(again, final) is None
+    assert verify_adapter(final).temperature == 2.5

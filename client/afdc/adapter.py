@@ -1,7 +1,7 @@
 """Adapter folders: the manifest beside the weights, and the checks made before anything is loaded.
 
-An adapter folder is immutable and its name carries the hash of its weights: `{name}-{sha12}`. The vLLM prefix cache is
-keyed by adapter name, so a name must never stand for two sets of weights.
+The weights in an adapter folder never change and its name carries their hash: `{name}-{sha12}`. The vLLM prefix cache
+is keyed by adapter name, so a name must never stand for two sets of weights.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from afdc.errors import AdapterError
-from afdc.files import publish_folder, rename_folder, sha256_file
+from afdc.files import publish_folder, rename_folder, sha256_file, write_bytes
 from afdc.prompting import PromptCodec
 from afdc.task import Model, Task, first_fault
 
@@ -114,7 +114,8 @@ def verify_adapter(folder: Path) -> AdapterManifest:
 
 
 def publish_adapter(temporary: Path, final: Path) -> Path | None:
-    """Give a finished adapter folder its name; one with the same weights that lies there whole already wins.
+    """Give a finished adapter folder its name. One with the same files that lies there whole stays, with the new
+    manifest: the same weights may have been calibrated otherwise since.
 
     Returns:
         Where a damaged folder of that name was set aside, `.damaged-NAME-N` beside it; None when there was none.
@@ -125,7 +126,10 @@ def publish_adapter(temporary: Path, final: Path) -> Path | None:
     """
     manifest = verify_adapter(temporary)
     aside = None
-    if final.exists() and not _holds(final, manifest.files[WEIGHTS_FILE]):
+    known = _whole(final)
+    if known is not None and known.files == manifest.files:
+        write_bytes(final / MANIFEST_FILE, (temporary / MANIFEST_FILE).read_bytes())
+    elif final.exists() and (known is None or known.files[WEIGHTS_FILE] != manifest.files[WEIGHTS_FILE]):
         names = (final.with_name(f".damaged-{final.name}-{number}") for number in count(1))
         aside = next(path for path in names if not path.exists())
         rename_folder(final, aside)
@@ -133,12 +137,12 @@ def publish_adapter(temporary: Path, final: Path) -> Path | None:
     return aside
 
 
-def _holds(folder: Path, weights: str) -> bool:
-    """Whether the folder is a whole adapter with weights of this hash."""
+def _whole(folder: Path) -> AdapterManifest | None:
+    """The manifest of an adapter that passes verification."""
     try:
-        return verify_adapter(folder).files[WEIGHTS_FILE] == weights
+        return verify_adapter(folder)
     except (AdapterError, OSError):  # what cannot be read is as good as damaged
-        return False
+        return None
 
 
 def _verify_numbers(manifest: AdapterManifest, folder: Path) -> None:

@@ -13,11 +13,11 @@ import numpy as np
 import psutil
 import pytest
 
-from afdc.adapter import WEIGHTS_FILE
 from afdc.training import TrainJob, TrainResult
 from afdc_server.child import trainer_environment
 from afdc_server.trainer import SubprocessTrainer
 from tests.trainer.conftest import JobMaker
+from tests.trainer.fits import weights_of
 
 pytestmark = pytest.mark.trainer
 EVERY_STEP = {"checkpoint_every": 1}
@@ -45,11 +45,6 @@ def wait_for(condition: object, process: subprocess.Popen[bytes]) -> None:
 def finish(job: TrainJob) -> TrainResult:
     assert start(job).wait(timeout=180) == 0
     return TrainResult.model_validate_json(job.result.read_bytes())
-
-
-def weights_of(result: TrainResult) -> bytes:
-    assert result.adapter is not None
-    return (result.adapter / WEIGHTS_FILE).read_bytes()
 
 
 def test_killed_at_any_moment_the_same_job_ends_with_the_same_bytes(tiny: Path, make_job: JobMaker) -> None:

@@ -12,15 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from afdc.adapter import (
-    CONFIG_FILE,
-    MANIFEST_FILE,
-    WEIGHTS_FILE,
-    AdapterManifest,
-    Probe,
-    publish_adapter,
-    read_manifest,
-)
+from afdc.adapter import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, AdapterManifest, Probe, publish_adapter
 from afdc.errors import TrainerError
 from afdc.files import sha256_bytes, write_bytes
 from afdc.prompting import PromptCodec
@@ -72,7 +64,7 @@ def publish(job: TrainJob, weights: LoraWeights, probes: Sequence[Probe], probe_
     """Write the adapter folder under a temporary name, check it as the engine will, and give it its name.
 
     A damaged folder under that name is set aside, not trusted and not deleted. A whole one stays, and has the job's
-    temperature from then on.
+    manifest from then on.
 
     Raises:
         TrainerError: a weight is not finite.
@@ -111,8 +103,6 @@ def publish(job: TrainJob, weights: LoraWeights, probes: Sequence[Probe], probe_
     aside = publish_adapter(temporary, folder)
     if aside is not None:
         print(f"warning: {folder} was damaged and lies in {aside} now; published again", file=sys.stderr)
-    if read_manifest(folder).temperature != job.temperature:  # the same weights, calibrated otherwise
-        write_bytes(folder / MANIFEST_FILE, text.encode())
     return folder
 
 
