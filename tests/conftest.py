@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import AsyncIterator
 
 import pytest
@@ -31,6 +32,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Two engines with a thread on every core would spin in each other's way: vLLM's threads wait for one another busily.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job hands that on to all it starts
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     worker = getattr(config, "workerinput", None)
     if worker is None:
         return
