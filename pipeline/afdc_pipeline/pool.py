@@ -11,16 +11,22 @@ from afdc_pipeline.seams import ChunkRecord, Ledger, RowStore, StageKey
 
 DROP = "drop"
 DETAIL = "detail"
+UNLABELED = "unlabeled"
+"""The stage that takes the user's texts."""
 
 
 @dataclass(frozen=True)
 class PoolChunk:
-    """One chunk of the pool: `index` runs through the whole pool, `start` is the position of its first candidate."""
+    """One chunk of the pool: `index` runs through the whole pool, `start` is the position of its first candidate.
+
+    `real`: its texts are the user's own; generated ones lie in chunks apart.
+    """
 
     index: int
     ref: str
     start: int
     size: int
+    real: bool
 
 
 class Pool:
@@ -29,7 +35,7 @@ class Pool:
     def __init__(self, ledger: Ledger, store: RowStore, keys: Sequence[StageKey]) -> None:
         self._store = store
         self.keys = tuple(keys)
-        records = [record for key in keys for record in ledger.chunks(key)]
+        records = [(record, key.stage == UNLABELED) for key in keys for record in ledger.chunks(key)]
         self._chunks = list(_positions(records))
         self.size = sum(chunk.size for chunk in self._chunks)
         self.digest = sha256_bytes(canonical_json([chunk.ref for chunk in self._chunks]))
@@ -55,9 +61,9 @@ def to_candidate(row: dict[str, object]) -> Candidate:
     return Candidate.from_row({name: value for name, value in row.items() if name not in (DROP, DETAIL)})
 
 
-def _positions(records: Sequence[ChunkRecord]) -> Iterator[PoolChunk]:
+def _positions(records: Sequence[tuple[ChunkRecord, bool]]) -> Iterator[PoolChunk]:
     start = 0
-    for index, record in enumerate(records):
+    for index, (record, real) in enumerate(records):
         size = int(record.counters["accepted"])
-        yield PoolChunk(index, record.ref, start, size)
+        yield PoolChunk(index, record.ref, start, size, real)
         start += size

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from afdc_pipeline.context import JobContext
+from afdc_pipeline.pool import UNLABELED
 from afdc_pipeline.stopping import Spent
 
 GROW = "grow-"  # and the number of the augment round that it decides on
-AUGMENT_STAGES = ("generate", "filter", "unlabeled")
+AUGMENT_STAGES = ("generate", "filter", UNLABELED)
 
 
 def spent(ctx: JobContext) -> Spent:

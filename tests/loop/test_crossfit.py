@@ -11,8 +11,9 @@ import pytest
 
 from afdc.task import Task
 from afdc.training import TrainJob
-from afdc_pipeline.seams import Scores
-from tests.fakes.engine import FakeEngine
+from afdc_pipeline import calibration, scoring
+from afdc_pipeline.seams import Scores, StageKey
+from tests.fakes.engine import WORDS, FakeEngine, stable_rng
 from tests.fakes.job import FakeJob, make_job, make_seeds, small_config
 from tests.loop.losing import Losing, named_seeds
 
@@ -83,6 +84,30 @@ def test_the_temperature_of_a_round_is_fitted_on_what_was_left_out(tmp_path: Pat
     assert fits(noisy)["m0"].temperature == fits(noisy)["m1"].temperature
     assert fits(noisy)["r1"].temperature > 1.0 > fits(clear)["m0"].temperature
     assert fits(noisy)["r1"].temperature > fits(clear)["r1"].temperature
+
+
+@pytest.mark.parametrize(("count", "enough"), [(150, True), (60, False)])
+def test_the_users_own_texts_tell_how_sure_to_be_where_there_are_enough(
+    tmp_path: Path, count: int, enough: bool
+) -> None:
+    texts = [f"{' '.join(stable_rng('real', n).choice(WORDS, size=6))} {n}" for n in range(count)]
+    real = {"unlabeled": lambda: iter(texts), "unlabeled_digest": "real"}
+    job = make_job(tmp_path, small_config(loop=FOLDED), engine=FakeEngine(noise=2.0), **real)
+    job.run()
+    ledger, store = job.ctx.ledger, job.ctx.store
+    decided = {record.index: store.get(record.ref) for record in ledger.chunks(StageKey(0, "select"))}
+    chunk = max(decided)  # the user's texts come last
+    logprobs, labels = [], []
+    for fold in (0, 1):
+        scored = {record.index: record.ref for record in ledger.chunks(StageKey(1, f"score-r1-f{fold}"))}
+        for said, one in zip(store.get(scored[chunk]), decided[chunk], strict=True):
+            if said["logprobs"]:
+                logprobs.append(said["logprobs"])
+                labels.append(one["label"])
+    assert len(labels) == count
+    agreed = calibration.agreement(scoring.labels(np.array(logprobs)), np.array(labels, dtype=np.int32))
+    probs = scoring.normalise(np.array(logprobs) / fits(job)["r1"].temperature)
+    assert bool(abs(scoring.confidence(probs).mean() - agreed) < 1e-6) is enough
 
 
 def test_without_folds_or_with_held_out_seeds_nothing_is_left_out(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from afdc_pipeline.augment import PlannedRequest, plan_requests, refused_candida
 from afdc_pipeline.batches import batched
 from afdc_pipeline.context import JobContext
 from afdc_pipeline.filters import Style, TextLimits
-from afdc_pipeline.pool import DETAIL, DROP, Pool, to_candidate
+from afdc_pipeline.pool import DETAIL, DROP, UNLABELED, Pool, to_candidate
 from afdc_pipeline.rows import Candidate
 from afdc_pipeline.seams import DuplicateIndex, Generated, StageKey
 from afdc_pipeline.stages.runner import StageRun, chunks_digest, run_stage
@@ -203,7 +203,7 @@ async def _take_unlabeled(ctx: JobContext, seen: SeenTexts) -> None:
                 _commit(run, number, [_deduplicate(index, _real_text(text)) for text in batch])
         return {}
 
-    key = StageKey(0, "unlabeled")
+    key = StageKey(0, UNLABELED)
     await run_stage(ctx, key, {"texts": ctx.inputs.unlabeled_digest}, body, title="take unlabelled texts")
     seen.keys.append(key)
 

@@ -31,6 +31,8 @@ from afdc_pipeline.stages.swap import accept_adapter
 
 WHAT = "out-of-fold"
 CALIBRATION_ROWS = 20_000
+REAL_ROWS = 100
+"""So many of the user's texts speak alone: the standard error of a share of them is at most 0.05."""
 TAUGHT_ROWS = 10.0
 """What an adapter that learnt distributions knows of its doubt, in rows of gold: it holds the temperature near 1."""
 
@@ -41,13 +43,15 @@ class _LeftOut:
 
     Attributes:
         logprobs, wanted: [n, n_labels], of rows of D2: the fold's, and the committee's distributions.
-        said, decided: int [m], of every text of D1 that it read: its label and the committee's.
+        read, decided: [m, n_labels] and int [m], of every text of D1 that it read: its scores, the committee's label.
+        real: the texts are the user's own, not generated.
     """
 
     logprobs: FloatArray
     wanted: FloatArray
-    said: scoring.IntArray
+    read: FloatArray
     decided: scoring.IntArray
+    real: bool
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,9 @@ class CrossFit:
         scorers: the k adapters, without one that failed its verification, at the temperature for generated texts: it
             minimises the negative log-likelihood of the labels of seeds and of rows of D2 that they did not see (Guo et
             al. 2017).
-        temperature: for real texts; 1 for an open task. Where labels were learnt it makes them as sure of seeds and
-            rows of D2, on average, as they agree with the committee over all of D1. Where distributions were, the doubt
-            has been learnt with them: it is that of the seeds, held near 1. In round 0 it is that of the seeds.
+        temperature: for real texts; 1 for an open task. Where labels were learnt it makes them as sure, on average, as
+            they agree with the committee (`_as_sure_as_they_agree`). Where distributions were, the doubt has been
+            learnt with them: it is that of the seeds, held near 1. In round 0 it is that of the seeds.
     """
 
     scorers: tuple[Scorer, ...] = ()
@@ -141,31 +145,47 @@ def _calibrated(
     if taught:
         reported = scoring.fit_temperature(logprobs, gold, prior_rows=TAUGHT_ROWS)
     elif unseen:
-        said, decided = np.concatenate([one.said for one in unseen]), np.concatenate([one.decided for one in unseen])
-        reported = calibration.matched_temperature(rows, calibration.agreement(said, decided))
+        reported = _as_sure_as_they_agree(rows, unseen)
     found = metrics.evaluate(scoring.normalise(logprobs / reported), gold)
     return CrossFit(tuple(replace(one, temperature=labelling) for one in scorers), found, reported)
+
+
+def _as_sure_as_they_agree(rows: FloatArray, unseen: Sequence[_LeftOut]) -> float:
+    """Temperature at which folds are as sure of real texts as they agree with the committee.
+
+    The user's own texts tell both, where there are enough of them. Otherwise agreement is that over all of D1, and
+    `rows`, [n, n_labels] of the seeds and of D2, stand for real texts: those are as easy to tell as these.
+    """
+    real = [one for one in unseen if one.real]
+    if sum(len(one.decided) for one in real) >= REAL_ROWS:
+        unseen, rows = real, np.concatenate([one.read for one in real])
+    said = scoring.labels(np.concatenate([one.read for one in unseen]))
+    decided = np.concatenate([one.decided for one in unseen])
+    return calibration.matched_temperature(rows, calibration.agreement(said, decided))
 
 
 async def _left_out(ctx: JobContext, round: int, scorers: Sequence[Scorer], learnt: Learnt) -> list[_LeftOut]:
     """What each fold says of the texts that it was trained without, in parts that are not empty.
 
     A handful of seeds tells little of how sure is too sure, and those of a later round are told too well. Hundreds of
-    texts with the committee's labels say more. Some thousand rows are enough.
+    texts with the committee's labels say more. Some thousand rows of each kind of text are enough.
     """
     keys = [await score_pool(ctx, round, learnt.pool, scorer) for scorer in scorers]
     refs = [{record.index: record.ref for record in ctx.ledger.chunks(key)} for key in keys]
     found: list[_LeftOut] = []
     decided = {record.index: record.ref for record in ctx.ledger.chunks(learnt.decided)}
     for chunk in learnt.pool.chunks():
-        if chunk.index in decided and sum(len(one.wanted) for one in found) < CALIBRATION_ROWS:
+        enough = sum(len(one.wanted) for one in found if one.real is chunk.real) >= CALIBRATION_ROWS
+        if chunk.index in decided and not enough:
             rows = ctx.store.get(decided[chunk.index])
-            parts = [_compared(ctx, rows, ctx.store.get(stored[chunk.index])) for stored in refs]
-            found += [part for part in parts if len(part.said)]
+            parts = [_compared(ctx, rows, ctx.store.get(stored[chunk.index]), chunk.real) for stored in refs]
+            found += [part for part in parts if len(part.decided)]
     return found
 
 
-def _compared(ctx: JobContext, decided: Sequence[dict[str, Any]], scored: Sequence[dict[str, Any]]) -> _LeftOut:
+def _compared(
+    ctx: JobContext, decided: Sequence[dict[str, Any]], scored: Sequence[dict[str, Any]], real: bool
+) -> _LeftOut:
     both = zip(decided, scored, strict=True)
     pairs = [(one, two["logprobs"]) for one, two in both if one["distribution"] and two["logprobs"]]
     shape = (len(pairs), len(ctx.task.names))
@@ -173,7 +193,7 @@ def _compared(ctx: JobContext, decided: Sequence[dict[str, Any]], scored: Sequen
     wanted = np.array([one["distribution"] for one, _ in pairs]).reshape(shape)
     logprobs = np.array([logprobs for _, logprobs in pairs]).reshape(shape)
     decided_labels = np.array([one["label"] for one, _ in pairs], dtype=np.int32)
-    return _LeftOut(logprobs[kept], wanted[kept], scoring.labels(logprobs), decided_labels)
+    return _LeftOut(logprobs[kept], wanted[kept], logprobs, decided_labels, real)
 
 
 def _pooled(evaluations: Sequence[Evaluation]) -> Evaluation:
