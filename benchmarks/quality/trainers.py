@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from afdc.adapter import verify_adapter
+from afdc.adapter import MANIFEST_FILE, publish_adapter, read_manifest
 from afdc.encoding import EncoderJob, EncoderResult
-from afdc.files import publish_folder, sha256_file, write_json
+from afdc.files import sha256_file, write_bytes, write_json
 from afdc.training import RESULT_FILE, ROWS_FILE, TrainJob, TrainResult
 from afdc_pipeline.seams import EncoderInfo, Trainer
 from benchmarks.quality.cache import digest, locked
@@ -18,6 +18,7 @@ from benchmarks.quality.cache import digest, locked
 # Settings whose effect the job itself says: epochs, rows.
 ELSEWHERE = ("checkpoint_every", "epochs", "seed_epochs", "seed_repeat", "continue_adapter", "all_rows")
 PATHS = ("rows", "work", "adapters", "result", "name", "job", "member")
+TOLD = ("temperature", "probes")  # of the weights, in the manifest: they do not decide them
 
 
 class InsideTrainer:
@@ -55,7 +56,8 @@ def _deterministic_for_now() -> Iterator[None]:
 
 
 class SharedTrainer:
-    """Fits of round 0 (seeds alone, gold alone) by the hash of their inputs: methods and ablations share them.
+    """Fits of round 0 (seeds alone, gold alone) by the hash of what decides their weights: methods and ablations share
+    them, each with its own temperature.
 
     Attributes:
         saved_seconds: what the fits found here had taken.
@@ -80,10 +82,10 @@ class SharedTrainer:
                 result = await self.inner.fit(_moved(job, place, key))
                 write_json(stored, result.model_dump(mode="json"))
             assert result.adapter is not None
-            return result.model_copy(update={"adapter": _copy(result.adapter, job.adapters)})
+            return result.model_copy(update={"adapter": _copy(result.adapter, job)})
 
     def _key(self, job: TrainJob) -> str:
-        inputs: dict[str, Any] = job.model_dump(mode="json", exclude=set(PATHS))
+        inputs: dict[str, Any] = job.model_dump(mode="json", exclude={*PATHS, *TOLD})
         inputs["config"] = {name: value for name, value in inputs["config"].items() if name not in ELSEWHERE}
         return digest([inputs, sha256_file(job.rows), self.code])
 
@@ -96,13 +98,12 @@ def _moved(job: TrainJob, place: Path, key: str) -> TrainJob:
     return job.model_copy(update={"name": f"shared-{key[:12]}", "job": "shared", "member": 0, **paths})
 
 
-def _copy(adapter: Path, folder: Path) -> Path:
-    """The adapter in a job's own folder; what lies there already is the same by its name."""
-    target = folder / adapter.name
-    if not target.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{adapter.name}.tmp"
-        shutil.copytree(adapter, temporary, dirs_exist_ok=True)
-        publish_folder(temporary, target)
-    verify_adapter(target)
+def _copy(adapter: Path, job: TrainJob) -> Path:
+    """The adapter in the job's own folder, with the job's temperature."""
+    target, temporary = job.adapters / adapter.name, job.adapters / f".{adapter.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(adapter, temporary)
+    manifest = read_manifest(temporary).model_copy(update={"temperature": job.temperature})
+    write_bytes(temporary / MANIFEST_FILE, manifest.model_dump_json(indent=2, exclude_none=True).encode())
+    publish_adapter(temporary, target)
     return target

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from afdc.adapter import verify_adapter
 from afdc.errors import UsageError
 from afdc.task import Task
 from afdc_pipeline.seams import GenerateRequest, Sampling
@@ -102,6 +103,20 @@ async def test_what_was_asked_before_is_not_asked_again(bench: Bench, folder: Pa
     assert not round_zero
     same = ("accuracy", "macro_f1", "data", "tokens")
     assert {name: again[name] for name in same} == {name: first[name] for name in same}
+
+
+async def test_fits_that_differ_by_their_temperature_alone_are_one(bench: Bench, folder: Path, tmp_path: Path) -> None:
+    await compute(bench, Cell(folder, SPEC, "gold"))
+    (job,) = bench.trainer.inner.jobs  # type: ignore[attr-defined]  # the fake's own list
+    found = []
+    for temperature in (1.0, 2.5):
+        update = {"temperature": temperature, "adapters": tmp_path / str(temperature)}
+        result = await bench.trainer.fit(job.model_copy(update=update))
+        assert result.adapter is not None
+        found.append(verify_adapter(result.adapter))
+    assert len(bench.trainer.inner.jobs) == 1  # type: ignore[attr-defined]  # as above
+    assert [manifest.temperature for manifest in found] == [1.0, 2.5]
+    assert found[0].files == found[1].files
 
 
 async def test_a_failed_attempt_is_gone_on_with(bench: Bench, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
