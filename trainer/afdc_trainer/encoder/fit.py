@@ -67,14 +67,15 @@ def read_rows(fit: EncoderFit) -> Rows:
 def tune(encoder: SentenceEncoder, rows: Rows, config: EncoderConfig, epochs: int, seed: int) -> None:
     """Contrastive epochs over the rows, in batches shuffled in pairs of a label; linear warm-up and decay."""
     steps = list(steps_of(rows, config.batch_size, epochs, seed))
-    optimizer = torch.optim.AdamW(encoder.model.parameters(), lr=config.learning_rate, weight_decay=WEIGHT_DECAY)
+    parameters = encoder.model.parameters()
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, len(steps)))
     encoder.model.train()
     for batch in steps:
         where = torch.from_numpy(batch).to(encoder.device)
         states = encoder.states([rows.texts[at] for at in batch])
         labels, weights = (torch.from_numpy(one[batch]).to(encoder.device) for one in (rows.labels, rows.weights))
-        loss = contrastive_loss(states.float(), labels, where, weights, config.temperature)
+        loss = contrastive_loss(states, labels, where, weights, config.temperature)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
         optimizer.step()

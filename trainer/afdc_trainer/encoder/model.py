@@ -14,7 +14,7 @@ from torch import Tensor
 from afdc.config import EncoderConfig
 from afdc.errors import ModelError
 from afdc_trainer.data import batches
-from afdc_trainer.model import pick_device
+from afdc_trainer.model import fast_dtype, pick_device
 
 Vectors = NDArray[np.float32]
 
@@ -22,10 +22,16 @@ READ_BATCH = 64
 
 
 class SentenceEncoder:
-    """One encoder in this process. Every object has weights of its own, as they lie in the folder."""
+    """One encoder in this process. Every object has weights of its own, as they lie in the folder.
 
-    def __init__(self, folder: Path, config: EncoderConfig) -> None:
+    They are float32; products of matrices are computed in bfloat16 where the hardware does (`torch.autocast`).
+    """
+
+    def __init__(self, folder: Path, config: EncoderConfig, dtype: torch.dtype | None = None) -> None:
         """Load it.
+
+        Args:
+            dtype: of products of matrices; None: the fast one of the device.
 
         Raises:
             ModelError: the folder cannot be loaded.
@@ -34,6 +40,7 @@ class SentenceEncoder:
         from transformers import AutoModel, AutoTokenizer
 
         self.device = pick_device(config.device, "encoder.device")
+        self._dtype = dtype or fast_dtype(self.device)
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)
@@ -46,7 +53,8 @@ class SentenceEncoder:
         """Unit vectors [n, width] in the model's graph. Longer texts are cut."""
         options = {"padding": True, "truncation": True, "max_length": self._limit, "return_tensors": "pt"}
         inputs = self._tokenizer(list(texts), **options).to(self.device)
-        found = self.model(**inputs).last_hidden_state
+        with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
+            found = self.model(**inputs).last_hidden_state.float()
         mask = inputs["attention_mask"][:, :, None].to(found.dtype)
         return torch.nn.functional.normalize((found * mask).sum(1) / mask.sum(1), dim=1)
 
