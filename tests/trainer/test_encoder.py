@@ -16,6 +16,7 @@ from afdc.errors import ModelError, TrainerError
 from afdc.training import TrainRow
 from afdc_pipeline.seams import EncoderInfo
 from afdc_server.encoder import SubprocessEncoder, local_encoder, resolve_encoder
+from afdc_trainer.encoder.fit import Head, Rows
 
 pytestmark = pytest.mark.trainer
 
@@ -65,6 +66,23 @@ async def test_it_labels_texts_by_what_it_was_tuned_on(tmp_path: Path, packaged:
     assert finished_encoding(job) is not None
     fits[0].scores.write_bytes(b"torn")
     assert finished_encoding(job) is None
+
+
+def test_of_many_labels_those_with_a_row_more_do_not_drown_the_others() -> None:
+    labels, width, rng = 60, 128, np.random.default_rng(0)
+    centres = rng.normal(size=(labels, width)) + 2 * rng.normal(size=width)  # all sentences are somewhat alike
+
+    def near(count: Sequence[int]) -> tuple[np.ndarray[Any, np.dtype[np.float32]], np.ndarray[Any, np.dtype[np.int64]]]:
+        which = np.repeat(np.arange(labels), count)
+        vectors = centres[which] + rng.normal(size=(len(which), width))
+        return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32), which
+
+    vectors, which = near([2, 3] * (labels // 2))
+    once = np.ones(len(which))
+    head = Head(vectors, Rows([], which, once.astype(np.float32), once.astype(np.int64)), labels)
+    unseen, wanted = near([4] * labels)
+    right = head.logprobs(unseen).argmax(axis=1) == wanted
+    assert right[wanted % 2 == 0].mean() > 0.8
 
 
 async def test_a_failure_says_why(tmp_path: Path, packaged: EncoderInfo) -> None:

@@ -26,6 +26,8 @@ from afdc_trainer.encoder.model import SentenceEncoder, Vectors
 
 WARMUP = 0.1
 WEIGHT_DECAY = 0.01
+INVERSE_PENALTY = 10.0
+"""scikit-learn's C. At its 1, of many labels one of three rows drowns one of two (docs/quality.md, eighth series)."""
 ABSENT = 1e-3  # probability of a label that no row has: no head can know it
 READ_TEXTS = 4096
 
@@ -97,7 +99,7 @@ def schedule(step: int, steps: int) -> float:
 
 
 class Head:
-    """Logistic regression over unit vectors (scikit-learn, its default L2 penalty)."""
+    """Logistic regression over unit vectors (scikit-learn)."""
 
     def __init__(self, vectors: Vectors, rows: Rows, n_labels: int) -> None:
         from sklearn.linear_model import LogisticRegression  # takes a second to import
@@ -106,7 +108,7 @@ class Head:
         self._present = np.unique(rows.labels)
         self._model = None
         if len(self._present) > 1:
-            model = LogisticRegression(max_iter=1000)
+            model = LogisticRegression(C=INVERSE_PENALTY, max_iter=1000)
             self._model = model.fit(vectors, rows.labels, sample_weight=rows.weights * rows.repeats)
 
     def logprobs(self, vectors: Vectors) -> NDArray[np.float32]:
