@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class Side:
 
     tuning: float = 0.0
     encoding: float = 0.0
-    labels: list[np.ndarray[Any, np.dtype[np.int64]]] | None = None
+    labels: list[np.ndarray[Any, np.dtype[np.int64]]] = field(default_factory=list)
 
 
 def run(drawn: Drawn, names: list[str], dtype: torch.dtype, epochs: int, side: Side) -> None:
@@ -53,7 +53,7 @@ def run(drawn: Drawn, names: list[str], dtype: torch.dtype, epochs: int, side: S
     logprobs = head.logprobs(encoder.encode([row.text for row in drawn.test]))
     side.tuning += tuned - started
     side.encoding += time.process_time() - tuned
-    side.labels = [*(side.labels or []), logprobs.argmax(axis=1)]
+    side.labels.append(logprobs.argmax(axis=1))
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         for dtype, side in sides.items():
             run(drawn, names, dtype, args.epochs, side)
     slow, fast = sides.values()
-    pairs = list(zip(slow.labels or [], fast.labels or [], gold, strict=True))
+    pairs = list(zip(slow.labels, fast.labels, gold, strict=True))
     return {
         "cpu_has_bfloat16": fast_dtype(torch.device("cpu")) == torch.bfloat16,
         "float32_right": [round(float((one == right).mean()), 3) for one, _, right in pairs],

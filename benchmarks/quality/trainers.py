@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from afdc.adapter import MANIFEST_FILE, publish_adapter, read_manifest
+from afdc.adapter import publish_adapter, read_manifest, write_manifest
 from afdc.encoding import EncoderJob, EncoderResult
-from afdc.files import sha256_file, write_bytes, write_json
+from afdc.files import sha256_file, write_json
 from afdc.training import RESULT_FILE, ROWS_FILE, TrainJob, TrainResult
 from afdc_pipeline.seams import EncoderInfo, Trainer
 from benchmarks.quality.cache import digest, locked
@@ -103,7 +103,6 @@ def _copy(adapter: Path, job: TrainJob) -> Path:
     target, temporary = job.adapters / adapter.name, job.adapters / f".{adapter.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(adapter, temporary)
-    manifest = read_manifest(temporary).model_copy(update={"temperature": job.temperature})
-    write_bytes(temporary / MANIFEST_FILE, manifest.model_dump_json(indent=2, exclude_none=True).encode())
+    write_manifest(temporary, read_manifest(temporary).model_copy(update={"temperature": job.temperature}))
     publish_adapter(temporary, target)
     return target

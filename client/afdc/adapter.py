@@ -98,6 +98,18 @@ def read_manifest(folder: Path) -> AdapterManifest:
         raise AdapterError(f"{path} cannot be read: {exc.strerror}", remedy="Check its permissions") from exc
 
 
+def write_manifest(folder: Path, manifest: AdapterManifest) -> None:
+    """Write `manifest.json` durably.
+
+    With labels it is written as ever, without the answers that its probes lack; "labels": null has to be said.
+
+    Raises:
+        StorageError: the disk is full or cannot be written.
+    """
+    text = manifest.model_dump_json(indent=2, exclude_none=not manifest.task.is_open)
+    write_bytes(folder / MANIFEST_FILE, text.encode())
+
+
 def verify_adapter(folder: Path) -> AdapterManifest:
     """Check an adapter folder before the engine or PEFT sees it: hashes, options, tensor names and shapes.
 
@@ -128,7 +140,7 @@ def publish_adapter(temporary: Path, final: Path) -> Path | None:
     aside = None
     known = _whole(final)
     if known is not None and known.files == manifest.files:
-        write_bytes(final / MANIFEST_FILE, (temporary / MANIFEST_FILE).read_bytes())
+        write_manifest(final, manifest)
     elif final.exists() and (known is None or known.files[WEIGHTS_FILE] != manifest.files[WEIGHTS_FILE]):
         names = (final.with_name(f".damaged-{final.name}-{number}") for number in count(1))
         aside = next(path for path in names if not path.exists())

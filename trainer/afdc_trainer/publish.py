@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from afdc.adapter import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, AdapterManifest, Probe, publish_adapter
+from afdc.adapter import CONFIG_FILE, WEIGHTS_FILE, AdapterManifest, Probe, publish_adapter, write_manifest
 from afdc.errors import TrainerError
 from afdc.files import sha256_bytes, write_bytes
 from afdc.prompting import PromptCodec
@@ -96,9 +96,7 @@ def publish(job: TrainJob, weights: LoraWeights, probes: Sequence[Probe], probe_
     shutil.rmtree(temporary, ignore_errors=True)
     write_bytes(temporary / WEIGHTS_FILE, data)
     write_bytes(temporary / CONFIG_FILE, config)
-    # With labels it is written as ever, without the answers that its probes lack; "labels": null has to be said.
-    text = manifest.model_dump_json(indent=2, exclude_none=not job.task.is_open)
-    write_bytes(temporary / MANIFEST_FILE, text.encode())
+    write_manifest(temporary, manifest)
     folder = job.adapters / name
     aside = publish_adapter(temporary, folder)
     if aside is not None:

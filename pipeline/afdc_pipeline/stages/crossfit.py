@@ -43,15 +43,15 @@ class _LeftOut:
 
     Attributes:
         logprobs, wanted: [n, n_labels], of rows of D2: the fold's, and the committee's distributions.
-        read, decided: [m, n_labels] and int [m], of every text of D1 that it read: its scores, the committee's label.
-        real: the texts are the user's own, not generated.
+        said, decided: int [m], of every text of D1 that it read: its label and the committee's.
+        own: [m, n_labels], its scores of all of these where they are the user's own; without rows where generated.
     """
 
     logprobs: FloatArray
     wanted: FloatArray
-    read: FloatArray
+    said: scoring.IntArray
     decided: scoring.IntArray
-    real: bool
+    own: FloatArray
 
 
 @dataclass(frozen=True)
@@ -156,11 +156,10 @@ def _as_sure_as_they_agree(rows: FloatArray, unseen: Sequence[_LeftOut]) -> floa
     The user's own texts tell both, where there are enough of them. Otherwise agreement is that over all of D1, and
     `rows`, [n, n_labels] of the seeds and of D2, stand for real texts: those are as easy to tell as these.
     """
-    real = [one for one in unseen if one.real]
-    if sum(len(one.decided) for one in real) >= REAL_ROWS:
-        unseen, rows = real, np.concatenate([one.read for one in real])
-    said = scoring.labels(np.concatenate([one.read for one in unseen]))
-    decided = np.concatenate([one.decided for one in unseen])
+    own = np.concatenate([one.own for one in unseen])
+    if len(own) >= REAL_ROWS:
+        unseen, rows = [one for one in unseen if len(one.own)], own
+    said, decided = np.concatenate([one.said for one in unseen]), np.concatenate([one.decided for one in unseen])
     return calibration.matched_temperature(rows, calibration.agreement(said, decided))
 
 
@@ -173,13 +172,14 @@ async def _left_out(ctx: JobContext, round: int, scorers: Sequence[Scorer], lear
     keys = [await score_pool(ctx, round, learnt.pool, scorer) for scorer in scorers]
     refs = [{record.index: record.ref for record in ctx.ledger.chunks(key)} for key in keys]
     found: list[_LeftOut] = []
+    taken = {False: 0, True: 0}  # rows of D2 that were generated, and the user's own
     decided = {record.index: record.ref for record in ctx.ledger.chunks(learnt.decided)}
     for chunk in learnt.pool.chunks():
-        enough = sum(len(one.wanted) for one in found if one.real is chunk.real) >= CALIBRATION_ROWS
-        if chunk.index in decided and not enough:
+        if chunk.index in decided and taken[chunk.real] < CALIBRATION_ROWS:
             rows = ctx.store.get(decided[chunk.index])
             parts = [_compared(ctx, rows, ctx.store.get(stored[chunk.index]), chunk.real) for stored in refs]
-            found += [part for part in parts if len(part.decided)]
+            found += [part for part in parts if len(part.said)]
+            taken[chunk.real] += sum(len(part.wanted) for part in parts)
     return found
 
 
@@ -193,7 +193,8 @@ def _compared(
     wanted = np.array([one["distribution"] for one, _ in pairs]).reshape(shape)
     logprobs = np.array([logprobs for _, logprobs in pairs]).reshape(shape)
     decided_labels = np.array([one["label"] for one, _ in pairs], dtype=np.int32)
-    return _LeftOut(logprobs[kept], wanted[kept], logprobs, decided_labels, real)
+    own = logprobs if real else np.empty((0, shape[1]))
+    return _LeftOut(logprobs[kept], wanted[kept], scoring.labels(logprobs), decided_labels, own)
 
 
 def _pooled(evaluations: Sequence[Evaluation]) -> Evaluation:
