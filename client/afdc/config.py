@@ -232,6 +232,11 @@ class EncoderConfig(SettingsTable):
     labeller: bool = Field(
         default=True, description="tune a sentence encoder on the same rows: half of the say on every text is its own"
     )
+    compare_untuned: bool = Field(
+        default=True,
+        description="in round 0 try it without tuning as well, and keep for the whole job what tells the seeds better, "
+        "each by a fit that did not see it",
+    )
     model: str = Field(
         default="", description="encoder: a folder or a hub id; empty: the packaged all-MiniLM-L6-v2 (English)"
     )

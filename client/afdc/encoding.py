@@ -18,12 +18,12 @@ from afdc.task import Model
 
 
 class EncoderFit(Model):
-    """One tuning run: rows to learn from, and texts to label with what was learnt."""
+    """One fit: rows to learn from, and texts to label with what was learnt."""
 
     rows: Path = Field(description="lines of `afdc.training.TrainRow` with targets")
     texts: Path = Field(description="a JSON string a line")
     scores: Path = Field(description="where the log-probs appear: .npy, float32 [n_texts, n_labels], nats")
-    epochs: int = Field(ge=1)
+    epochs: int = Field(ge=0, description="0: not tuned; only the head learns from the rows")
     gold_repeat: int = Field(default=1, ge=1, description="times each gold row appears in an epoch")
     seed: int
 

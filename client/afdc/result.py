@@ -54,6 +54,9 @@ class RoundResult(Kept):
     encoder: Evaluation | None = Field(
         default=None, description="the round's encoder on the seeds, each by a fit that did not see it"
     )
+    encoder_tuned: bool | None = Field(
+        default=None, description="false: as it is, with a head: it tells the seeds better so than tuned"
+    )
     eval: Evaluation | None = None
     adapter: str = ""
     activated: bool = True

@@ -225,8 +225,8 @@ async def _read_pool(
 ) -> StageKey:
     """What one labeller says of the pool, from chunk `first` on."""
     if scorer.view == "encoder" and ctx.labelling_encoder is not None:
-        coldest = state.encoders[0].temperature if scorer.born else 0.0
-        found = await encode_pool(ctx, ctx.labelling_encoder, round, state.pool, scorer, coldest, part, first)
+        known = state.encoders.get(0)
+        found = await encode_pool(ctx, ctx.labelling_encoder, round, state.pool, scorer, known, part, first)
         state.encoders[scorer.born] = found
         return found.key
     label_pool = answer_pool if ctx.task.is_open else score_pool
@@ -255,7 +255,7 @@ async def _record(
     note: str = "",
 ) -> None:
     """Add the round to the history and ask the stopping rules."""
-    decisions = state.decisions[-1]
+    decisions, encoded = state.decisions[-1], state.encoders.get(round)
     result = RoundResult(
         round=round,
         candidates=state.pool.size,
@@ -265,7 +265,8 @@ async def _record(
         agreement=decisions.agreement,
         mean_confidence=decisions.mean_confidence,
         holdout=holdout,
-        encoder=state.encoders[round].evaluation if round in state.encoders else None,
+        encoder=encoded.evaluation if encoded else None,
+        encoder_tuned=encoded.tuned if encoded else None,
         eval=evaluation,
         adapter=(scorer or state.best).served,
         activated=activated,

@@ -15,6 +15,7 @@ from afdc.task import Task
 from afdc_pipeline.seams import EncoderInfo
 from tests.fakes.engine import stable_rng
 
+UNTUNED = " as it is"
 INFO = EncoderInfo("fake-encoder", Path("/nonexistent/encoder"), "rev-e")
 
 
@@ -25,6 +26,7 @@ class Seen:
     rows: frozenset[str]
     texts: tuple[str, ...]
     seed: int
+    tuned: bool
 
 
 class FakeEncoder:
@@ -47,7 +49,7 @@ class FakeEncoder:
         return result
 
     def _fit(self, fit: EncoderFit) -> None:
-        learnt = sha256_file(fit.rows)
+        learnt = sha256_file(fit.rows) + ("" if fit.epochs else UNTUNED)
         with fit.texts.open("rb") as lines:
             rows = [self._score(json.loads(line), learnt, fit.seed) for line in lines]
         table = np.array(rows, dtype=np.float32).reshape(len(rows), len(self._names))
@@ -63,4 +65,4 @@ class FakeEncoder:
 def _look(fit: EncoderFit) -> Seen:
     rows = [json.loads(line)["text"] for line in fit.rows.read_bytes().splitlines()]
     texts = [json.loads(line) for line in fit.texts.read_bytes().splitlines()]
-    return Seen(frozenset(rows), tuple(texts), fit.seed)
+    return Seen(frozenset(rows), tuple(texts), fit.seed, fit.epochs > 0)

@@ -14,7 +14,7 @@ from afdc.training import TrainJob
 from afdc_pipeline import calibration, scoring
 from afdc_pipeline.seams import Scores, StageKey
 from tests.fakes.engine import WORDS, FakeEngine, stable_rng
-from tests.fakes.job import FakeJob, make_job, make_seeds, small_config
+from tests.fakes.job import TASK, FakeJob, make_job, make_seeds, small_config
 from tests.loop.losing import Losing, named_seeds
 
 FOLDED = {"rounds": 1, "members": 2, "folds": 2}
@@ -90,7 +90,8 @@ def test_the_temperature_of_a_round_is_fitted_on_what_was_left_out(tmp_path: Pat
 def test_the_users_own_texts_tell_how_sure_to_be_where_there_are_enough(
     tmp_path: Path, count: int, enough: bool
 ) -> None:
-    texts = [f"{' '.join(stable_rng('real', n).choice(WORDS, size=6))} {n}" for n in range(count)]
+    told = ("", *TASK.names)  # a quarter is anyone's guess
+    texts = [f"{' '.join(stable_rng('real', n).choice(WORDS, size=6))} {n} {told[n % 4]}" for n in range(count)]
     real = {"unlabeled": lambda: iter(texts), "unlabeled_digest": "real"}
     job = make_job(tmp_path, small_config(loop=FOLDED), engine=FakeEngine(noise=2.0), **real)
     job.run()

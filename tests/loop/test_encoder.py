@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from afdc.result import Evaluation
 from afdc.task import Task
 from afdc_pipeline.scoring import normalise
 from afdc_pipeline.seams import StageKey
-from tests.fakes.encoder import FakeEncoder, Seen
+from afdc_pipeline.stages.encode import likeliest
+from tests.fakes.encoder import UNTUNED, FakeEncoder, Seen
 from tests.fakes.engine import FakeEngine, stable_rng
 from tests.fakes.job import TASK, FakeJob, growing_config, make_job, make_seeds, small_config
 from tests.loop.losing import named_seeds
@@ -17,8 +20,8 @@ from tests.loop.losing import named_seeds
 FOLDED = {"rounds": 1, "members": 1, "folds": 2}
 
 
-def fits(job: FakeJob, name: str) -> list[Seen]:
-    return job.encoder.jobs[f"job-test-{name}"]
+def fits(job: FakeJob, name: str, tuned: bool = True) -> list[Seen]:
+    return [fit for fit in job.encoder.jobs[f"job-test-{name}"] if fit.tuned == tuned]
 
 
 def real_texts() -> list[str]:
@@ -30,13 +33,14 @@ def test_no_text_is_labelled_by_a_fit_that_was_tuned_on_it(tmp_path: Path) -> No
     job = make_job(tmp_path, config, engine=engine, seeds=named_seeds(), unlabeled=real_texts)
     state = job.run()
     assert sorted(job.encoder.jobs) == ["job-test-e0", "job-test-e1"]
-    for one in job.encoder.jobs.values():
+    later = job.encoder.jobs["job-test-e1"]
+    for one in (fits(job, "e0"), fits(job, "e0", tuned=False), later):
         assert not any(fit.rows & set(fit.texts) for fit in one)
         labelled = [text for fit in one for text in fit.texts]
         seeds = {seed.text for seed in named_seeds()}
         assert sum(text in seeds for text in labelled) == len(seeds)  # each by the fold that leaves it out
         assert len(set(labelled)) == len(labelled) == state.pool.size + len(seeds)
-    whole, *folds = fits(job, "e1")
+    whole, *folds = later
     assert whole.rows == folds[0].rows | folds[1].rows
     assert {text for text in whole.rows if text.startswith("real")}
     found = [round.encoder for round in state.history]
@@ -62,6 +66,42 @@ def test_an_encoder_that_knows_nothing_is_flattened(tmp_path: Path) -> None:
         ]
         spread[name] = float(normalise(np.array(stored)).max(axis=1).mean())
     assert spread["bad"] < 0.5 < spread["good"]
+
+
+class Spoilt(FakeEncoder):
+    """Knows the names of the labels as it is, and nothing once it was tuned; or the other way round."""
+
+    def __init__(self, task: Task, spoilt: bool) -> None:
+        super().__init__(task)
+        self._spoilt = spoilt
+
+    def _score(self, text: str, learnt: str, seed: int) -> np.ndarray:  # type: ignore[type-arg] # of float
+        blind = learnt.endswith(UNTUNED) is not self._spoilt
+        return super()._score(stable_rng(text).bytes(9).hex() if blind else text, learnt, seed)
+
+
+@pytest.mark.parametrize("spoilt", [True, False])
+def test_it_stays_as_it_is_where_that_tells_the_seeds_left_out_better(tmp_path: Path, spoilt: bool) -> None:
+    encoder = Spoilt(TASK, spoilt)
+    job = make_job(tmp_path, small_config(loop=FOLDED), encoder=encoder, seeds=named_seeds())
+    state = job.run()
+    assert len(fits(job, "e0")) == len(fits(job, "e0", tuned=False)) == 3
+    assert {fit.tuned for fit in job.encoder.jobs["job-test-e1"]} == {not spoilt}
+    assert [one.encoder_tuned for one in state.history] == [not spoilt] * 2
+    assert all(one.encoder is not None and one.encoder.accuracy > 0.9 for one in state.history)
+
+
+def test_without_folds_or_the_switch_it_is_tuned(tmp_path: Path) -> None:
+    configs = (small_config(), small_config(loop=FOLDED, encoder={"compare_untuned": False}))
+    for number, config in enumerate(configs):
+        job = make_job(tmp_path / str(number), config, encoder=Spoilt(TASK, spoilt=True))
+        job.run()
+        assert all(fit.tuned for one in job.encoder.jobs.values() for fit in one)
+
+
+def test_the_likeliest_way_has_the_lowest_log_loss() -> None:
+    worse, better = (Evaluation(accuracy=0.5, n=4, log_loss=loss) for loss in (0.7, 0.6))
+    assert [likeliest(told) for told in ([worse, better], [better, worse], [worse, worse], [None])] == [1, 0, 0, 0]
 
 
 def test_rows_on_which_adapters_and_encoder_differ_are_left_out(tmp_path: Path) -> None:

@@ -29,12 +29,12 @@ def rows_of(groups: Sequence[Sequence[str]], first: int = 0) -> list[TrainRow]:
     return [TrainRow(text=t, targets={first + i: 1.0}, gold=True) for i, group in enumerate(groups) for t in group]
 
 
-def make_fit(folder: Path, rows: Sequence[TrainRow], texts: Sequence[str], seed: int = 1) -> EncoderFit:
+def make_fit(folder: Path, rows: Sequence[TrainRow], texts: Sequence[str], epochs: int = 3) -> EncoderFit:
     folder.mkdir(parents=True)
     (folder / "rows.jsonl").write_bytes(b"".join(row.to_line() for row in rows))
     (folder / "texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
     paths = {"rows": folder / "rows.jsonl", "texts": folder / "texts.jsonl", "scores": folder / f"{folder.name}.npy"}
-    return EncoderFit(**paths, epochs=3, seed=seed)
+    return EncoderFit(**paths, epochs=epochs, seed=1)
 
 
 def make_job(folder: Path, info: EncoderInfo, *fits: EncoderFit, **config: Any) -> EncoderJob:
@@ -53,11 +53,13 @@ async def test_it_labels_texts_by_what_it_was_tuned_on(tmp_path: Path, packaged:
         make_fit(tmp_path / "again", rows_of([RIVERS, MONEY]), NEW),
         make_fit(tmp_path / "one", rows_of([RIVERS], first=2), NEW),
         make_fit(tmp_path / "none", rows_of([RIVERS, MONEY]), []),
+        make_fit(tmp_path / "untuned", rows_of([RIVERS, MONEY]), NEW, epochs=0),
     )
     job = make_job(tmp_path, packaged, *fits)
     await SubprocessEncoder(packaged, tmp_path / "logs").label(job)
-    both, again, one, none = (np.load(fit.scores) for fit in fits)
-    assert both.argmax(axis=1).tolist() == [0, 1]
+    both, again, one, none, untuned = (np.load(fit.scores) for fit in fits)
+    assert both.argmax(axis=1).tolist() == untuned.argmax(axis=1).tolist() == [0, 1]
+    assert untuned.max() < both.max()  # vectors that were not drawn apart
     np.testing.assert_allclose(np.exp(both).sum(axis=1), 1, atol=1e-5)
     assert np.exp(both[:, 2]).max() < 0.01  # no row has that label
     np.testing.assert_array_equal(both, again)

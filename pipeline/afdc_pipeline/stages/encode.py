@@ -1,10 +1,11 @@
-"""Label D1 with a sentence encoder that is tuned on the same rows as the round's adapter.
+"""Label D1 with a sentence encoder that learns from the same rows as the round's adapter.
 
 Adapters of one base model err alike, whatever their training seed; an encoder of another kind errs elsewhere, so that
 the two together are right more often than either (co-training: Blum and Mitchell 1998; for labels of language models:
 FreeAL, arXiv 2311.15614). It is tuned once on all rows, and once a fold without it. A text that it was tuned on is
-labelled by the fold that leaves it out, so it never confirms itself. The seeds, out of fold, give its temperature: an
-encoder that does not know the language or the task is flattened until it says nothing.
+labelled by the fold that leaves it out, so it never confirms itself. The seeds, out of fold, say two things of it: in
+round 0, for the whole job, whether they are told better by the tuned encoder or by a head on it as it is; and in every
+round its temperature, so that one that does not know the language or the task is flattened until it says nothing.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,7 @@ FIT_SEEDS = 70  # behind the numbers that distinguish the adapters of a round
 
 @dataclass(frozen=True)
 class _Part:
-    """One tuning run of a round: what it leaves out, and its files."""
+    """One fit of a round: what it leaves out, and its files."""
 
     fold: Fold
     fit: EncoderFit
@@ -66,11 +68,13 @@ class Encoded:
     """What an encoder said: `key` is the stage of its log-probs, divided by `temperature`.
 
     Attributes:
+        tuned: it was tuned, not taken as it is.
         evaluation: how well its folds tell the seeds that they left out; None without folds.
     """
 
     key: StageKey
     temperature: float
+    tuned: bool
     evaluation: Evaluation | None
 
 
@@ -80,7 +84,7 @@ async def encode_pool(
     round: int,
     pool: Pool,
     scorer: Scorer,
-    coldest: float = 0.0,
+    known: Encoded | None = None,
     part: str = "",
     first: int = 0,
 ) -> Encoded:
@@ -88,28 +92,37 @@ async def encode_pool(
 
     Args:
         scorer: as of `encoder_of`.
-        coldest: lowest temperature: that of round 0, whose folds know nothing at all of the seeds left out.
+        known: that of round 0, whose folds know nothing at all of the seeds left out: it decides whether the encoder is
+            tuned, and its temperature is the lowest. None in round 0 itself.
         part: names the stage of a pool that has grown; "" for the whole pool.
         first: index of the first chunk that it has not labelled.
     """
     key, folds = StageKey(round, f"{ENCODE_STAGE}{scorer.born}{part}"), [_whole(ctx), *seed_folds(ctx)]
     chunks, decided = pool.chunks()[first:], scorer.trained_on
     folder = ctx.layout.rounds / f"{scorer.name}{part}"
+    coldest = known.temperature if known is not None else 0.0
 
     async def body(run: StageRun) -> dict[str, Any]:
         parts = [_part(ctx, folder, scorer.born, number, fold) for number, fold in enumerate(folds)]
         for one in parts:
             _write_rows(ctx, one, pool, decided)
         placed = _write_texts(ctx, parts, pool, chunks, decided)
-        await _label(ctx, encoder, f"{ctx.job}-{scorer.name}{part}", folder, [one.fit for one in parts])
-        scores = [_scores(one, placed.count(number)) for number, one in enumerate(parts)]
-        temperature, found = _calibrate(ctx, parts[1:], scores[1:], coldest)
-        reader = _Reader(parts, scores, placed, temperature)
+        ways = _ways(ctx, parts, known)
+        await _label(ctx, encoder, f"{ctx.job}-{scorer.name}{part}", folder, [one.fit for way in ways for one in way])
+        scores = [[_scores(one, placed.count(number)) for number, one in enumerate(way)] for way in ways]
+        told = [_calibrate(ctx, way[1:], found[1:], coldest) for way, found in zip(ways, scores, strict=True)]
+        best = likeliest([evaluation for _, evaluation in told])
+        temperature, evaluation = told[best]
+        reader = _Reader(parts, scores[best], placed, temperature)
         for chunk in chunks:
             rows = reader.rows(chunk.size)
             if chunk.index not in run.done:
                 run.put(chunk.index, rows)
-        return {"temperature": temperature, "evaluation": None if found is None else found.model_dump()}
+        return {
+            "temperature": temperature,
+            "tuned": ways[best][0].fit.epochs > 0,
+            "evaluation": None if evaluation is None else evaluation.model_dump(),
+        }
 
     inputs = {
         "pool": pool.digest,
@@ -117,12 +130,32 @@ async def encode_pool(
         "rows": chunks_digest(ctx, decided) if decided else "",
         "first": first,
         "coldest": coldest,
+        "tuned": None if known is None else known.tuned,
     }
     total = sum(chunk.size for chunk in chunks)
     result = await run_stage(ctx, key, inputs, body, title=f"label D1 with {scorer.title}", total=total)
     shutil.rmtree(folder, ignore_errors=True)  # what it said is in the ledger; a copy costs gigabytes at scale
     found = result["evaluation"]
-    return Encoded(key, result["temperature"], None if found is None else Evaluation.model_validate(found))
+    evaluation = None if found is None else Evaluation.model_validate(found)
+    return Encoded(key, result["temperature"], result["tuned"], evaluation)
+
+
+def likeliest(told: Sequence[Evaluation | None]) -> int:
+    """The way with the lowest log loss of the seeds left out; the first of equals, and where nothing was left out."""
+    losses = [inf if one is None or one.log_loss is None else one.log_loss for one in told]
+    return losses.index(min(losses))
+
+
+def _ways(ctx: JobContext, parts: Sequence[_Part], known: Encoded | None) -> list[Sequence[_Part]]:
+    """The parts tuned, the parts as they are, or both to be compared: of the same rows and texts."""
+    as_is = [replace(part, fit=_untuned(part.fit)) for part in parts]
+    if known is not None:
+        return [parts if known.tuned else as_is]
+    return [parts, as_is] if len(parts) > 1 and ctx.config.encoder.compare_untuned else [parts]
+
+
+def _untuned(fit: EncoderFit) -> EncoderFit:
+    return fit.model_copy(update={"epochs": 0, "scores": fit.scores.with_name(f"untuned-{fit.scores.name}")})
 
 
 def _whole(ctx: JobContext) -> Fold:

@@ -173,7 +173,7 @@ def _round_table(rounds: Sequence[RoundResult]) -> str:
             _share(one.mean_confidence),
             _share(_accuracy(one.holdout)),
             loss(one.holdout),
-            _share(_accuracy(one.encoder)),
+            _encoder(one),
             _share(_accuracy(one.eval)),
             f"{sum(one.seconds.values()):,.0f}",
             _adapter_note(one),
@@ -195,6 +195,10 @@ def _round_table(rounds: Sequence[RoundResult]) -> str:
         "adapter",
     )
     return _table(header, rows)
+
+
+def _encoder(one: RoundResult) -> str:
+    return _share(_accuracy(one.encoder)) + (", not tuned" if one.encoder_tuned is False else "")
 
 
 def _adapter_note(one: RoundResult) -> str:

@@ -69,6 +69,8 @@ def read_rows(fit: EncoderFit) -> Rows:
 def tune(encoder: SentenceEncoder, rows: Rows, config: EncoderConfig, epochs: int, seed: int) -> None:
     """Contrastive epochs over the rows, in batches shuffled in pairs of a label; linear warm-up and decay."""
     steps = list(steps_of(rows, config.batch_size, epochs, seed))
+    if not steps:
+        return
     parameters = encoder.model.parameters()
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, len(steps)))
