@@ -234,8 +234,8 @@ class EncoderConfig(SettingsTable):
     )
     compare_untuned: bool = Field(
         default=True,
-        description="in round 0 try it without tuning as well, and keep for the whole job what tells the seeds better, "
-        "each by a fit that did not see it",
+        description="in round 0 try it without tuning as well, and do without in the whole job where that tells the "
+        "seeds better by more than a standard error, each by a fit that did not see it",
     )
     model: str = Field(
         default="", description="encoder: a folder or a hub id; empty: the packaged all-MiniLM-L6-v2 (English)"

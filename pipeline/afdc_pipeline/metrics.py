@@ -62,13 +62,23 @@ def log_loss(probs: FloatArray, gold: Labels) -> float | None:
     A scale of its own for each set of distributions makes two of them comparable whose calibrations differ. A text
     without an answer costs what an even guess does.
     """
-    if not len(gold):
-        return None
+    return max(0.0, float(losses(probs, gold).mean())) if len(gold) else None  # not -0.0, which would be told as -0.000
+
+
+def losses(probs: FloatArray, gold: Labels) -> FloatArray:
+    """-ln p(gold) of every row, [n] in nats, at the temperature that makes their mean smallest."""
     with np.errstate(divide="ignore"):
         logprobs = np.log(probs)
     fitted = scoring.normalise(logprobs / scoring.fit_temperature(logprobs, gold, prior_rows=0.0))
     told = np.nan_to_num(fitted[np.arange(len(gold)), gold], nan=1 / probs.shape[1])
-    return max(0.0, float(-np.log(np.maximum(told, scoring.TINY)).mean()))  # not -0.0, which would be told as -0.000
+    found: FloatArray = -np.log(np.maximum(told, scoring.TINY))
+    return found
+
+
+def clearly_lower(one: FloatArray, other: FloatArray) -> bool:
+    """Whether losses of the same rows, [n] each, are lower by more than a standard error of their mean difference."""
+    gain = other - one
+    return len(gain) > 1 and bool(gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain)))
 
 
 def accuracy_interval(gold: Labels, predicted: Labels, z: float = 1.96) -> tuple[float, float]:

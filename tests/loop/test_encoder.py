@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from afdc.result import Evaluation
 from afdc.task import Task
+from afdc_pipeline.metrics import clearly_lower
 from afdc_pipeline.scoring import normalise
 from afdc_pipeline.seams import StageKey
-from afdc_pipeline.stages.encode import likeliest
 from tests.fakes.encoder import UNTUNED, FakeEncoder, Seen
 from tests.fakes.engine import FakeEngine, stable_rng
 from tests.fakes.job import TASK, FakeJob, growing_config, make_job, make_seeds, small_config
@@ -99,9 +98,12 @@ def test_without_folds_or_the_switch_it_is_tuned(tmp_path: Path) -> None:
         assert all(fit.tuned for one in job.encoder.jobs.values() for fit in one)
 
 
-def test_the_likeliest_way_has_the_lowest_log_loss() -> None:
-    worse, better = (Evaluation(accuracy=0.5, n=4, log_loss=loss) for loss in (0.7, 0.6))
-    assert [likeliest(told) for told in ([worse, better], [better, worse], [worse, worse], [None])] == [1, 0, 0, 0]
+def test_what_chance_can_tell_apart_decides_nothing() -> None:
+    tuned = np.array([0.1, 2.0, 0.5, 0.4])
+    assert clearly_lower(tuned - 0.1, tuned)
+    assert not clearly_lower(tuned + 0.1, tuned)
+    assert not clearly_lower(tuned, tuned)
+    assert not clearly_lower(tuned - [1.0, -1.0, 1.0, -0.9], tuned)  # lower by 0.03 on average, give or take 0.6
 
 
 def test_rows_on_which_adapters_and_encoder_differ_are_left_out(tmp_path: Path) -> None:

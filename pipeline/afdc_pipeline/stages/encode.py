@@ -4,8 +4,8 @@ Adapters of one base model err alike, whatever their training seed; an encoder o
 the two together are right more often than either (co-training: Blum and Mitchell 1998; for labels of language models:
 FreeAL, arXiv 2311.15614). It is tuned once on all rows, and once a fold without it. A text that it was tuned on is
 labelled by the fold that leaves it out, so it never confirms itself. The seeds, out of fold, say two things of it: in
-round 0, for the whole job, whether they are told better by the tuned encoder or by a head on it as it is; and in every
-round its temperature, so that one that does not know the language or the task is flattened until it says nothing.
+round 0, for the whole job, whether a head on the encoder as it is tells them clearly better than the tuned one; and in
+every round its temperature, so that one that does not know the language or the task is flattened until it says nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +110,8 @@ async def encode_pool(
         await _label(ctx, encoder, f"{ctx.job}-{scorer.name}{part}", folder, [one.fit for way in ways for one in way])
         scores = [[_scores(one, placed.count(number)) for number, one in enumerate(way)] for way in ways]
         told = [_calibrate(ctx, way[1:], found[1:], coldest) for way, found in zip(ways, scores, strict=True)]
-        best = likeliest([evaluation for _, evaluation in told])
-        temperature, evaluation = told[best]
+        best = int(len(told) > 1 and metrics.clearly_lower(told[1].losses, told[0].losses))
+        temperature, evaluation = told[best].temperature, told[best].evaluation
         reader = _Reader(parts, scores[best], placed, temperature)
         for chunk in chunks:
             rows = reader.rows(chunk.size)
@@ -140,14 +139,8 @@ async def encode_pool(
     return Encoded(key, result["temperature"], result["tuned"], evaluation)
 
 
-def likeliest(told: Sequence[Evaluation | None]) -> int:
-    """The way with the lowest log loss of the seeds left out; the first of equals, and where nothing was left out."""
-    losses = [inf if one is None or one.log_loss is None else one.log_loss for one in told]
-    return losses.index(min(losses))
-
-
 def _ways(ctx: JobContext, parts: Sequence[_Part], known: Encoded | None) -> list[Sequence[_Part]]:
-    """The parts tuned, the parts as they are, or both to be compared: of the same rows and texts."""
+    """The parts tuned, the parts as they are, or first these and then those: of the same rows and texts."""
     as_is = [replace(part, fit=_untuned(part.fit)) for part in parts]
     if known is not None:
         return [parts if known.tuned else as_is]
@@ -237,17 +230,25 @@ def _scores(part: _Part, candidates: int) -> FloatArray:
     return found
 
 
-def _calibrate(
-    ctx: JobContext, folds: Sequence[_Part], scores: Sequence[FloatArray], coldest: float
-) -> tuple[float, Evaluation | None]:
-    """The temperature that fits the seeds out of fold, and how well they are told then; 1 and None without folds."""
+@dataclass(frozen=True)
+class _Told:
+    """What the seeds out of fold tell of a way; `losses` [n], nats, each at the likeliest temperature of all."""
+
+    temperature: float
+    evaluation: Evaluation | None
+    losses: FloatArray
+
+
+def _calibrate(ctx: JobContext, folds: Sequence[_Part], scores: Sequence[FloatArray], coldest: float) -> _Told:
+    """The temperature that fits the seeds out of fold, and how well they are told then; 1 without folds."""
     if not folds:
-        return 1.0, None
+        return _Told(1.0, None, np.empty(0))
     held = [found[: len(part.fold.held)] for part, found in zip(folds, scores, strict=True)]
     logprobs = np.concatenate(held).astype(np.float64)
     gold = np.array(ctx.task.positions(seed.label for part in folds for seed in part.fold.held))
     temperature = max(scoring.fit_temperature(logprobs, gold), coldest)
-    return temperature, metrics.evaluate(scoring.normalise(logprobs / temperature), gold)
+    probs = scoring.normalise(logprobs / temperature)
+    return _Told(temperature, metrics.evaluate(probs, gold), metrics.losses(probs, gold))
 
 
 class _Reader:
