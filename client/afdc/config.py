@@ -232,11 +232,7 @@ class EncoderConfig(SettingsTable):
     labeller: bool = Field(
         default=True, description="tune a sentence encoder on the same rows: half of the say on every text is its own"
     )
-    compare_untuned: bool = Field(
-        default=True,
-        description="in round 0 try it without tuning as well, and do without in the whole job where that tells the "
-        "seeds better by more than a standard error, each by a fit that did not see it",
-    )
+    compare_untuned: bool = Field(default=True, description="do not tune it where that tells seeds left out better")
     model: str = Field(
         default="", description="encoder: a folder or a hub id; empty: the packaged all-MiniLM-L6-v2 (English)"
     )
