@@ -19,6 +19,7 @@ from typing import Any
 
 from afdc.errors import AfdcError
 from afdc.files import write_json
+from afdc.presets import merge_nested
 from benchmarks.quality.bench import ENGINES, JUDGES, TRAINERS, Options
 from benchmarks.quality.methods import METHODS
 from benchmarks.quality.runner import Cell, run_cells
@@ -38,7 +39,6 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="methods side by side (the command when none is named)")
     run.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="NAME")
-    run.add_argument("--set", default="", metavar="SETTINGS", help="section.key=value,... for the methods of AFDC")
     ablate = commands.add_parser("ablate", help="each switch of the default preset off, one at a time")
     switches = default_switches()
     only = f"none or some of {', '.join(switches)}"
@@ -60,6 +60,7 @@ def _add_sweep_options(parser: argparse.ArgumentParser) -> None:
     add("--shots", type=int, default=8, help="seeds a label")
     add("--draws", type=int, default=3, help="draws of seeds")
     add("--first", type=int, default=0, help="number of the first draw")
+    add("--set", default="", metavar="SETTINGS", help="section.key=value,... for the methods of AFDC")
     add("--gold", type=int, default=600, help="gold labels of the upper mark")
     add("--unlabeled", type=int, default=2000, help="real texts for the method `unlabeled`")
     add("--test-limit", type=int, default=0, help="test texts; 0: all")
@@ -94,7 +95,7 @@ def make_options(args: argparse.Namespace) -> Options:
 
 def run_plan(args: argparse.Namespace) -> list[Cell]:
     """Every method on every draw of every task; what others share comes first."""
-    settings = parse_overrides(args.set) if args.set else {}
+    settings = _settings(args)
     return [
         Cell(task, spec, method, settings if METHODS[method].loop else {})
         for task in args.task
@@ -104,16 +105,20 @@ def run_plan(args: argparse.Namespace) -> list[Cell]:
 
 
 def ablation_plan(args: argparse.Namespace) -> list[Cell]:
-    """The whole default, then each variant, on every draw of every task."""
-    switches = default_switches()
+    """The whole default, then each variant, on every draw of every task; --set lies beneath them all."""
+    base, switches = _settings(args), default_switches()
     chosen = switches if args.only is None else {name: switches[name] for name in args.only}
     variants = {"": {}, **chosen, **dict(parse_variant(text) for text in args.variant)}
     return [
-        Cell(task, spec, args.method, settings, name)
+        Cell(task, spec, args.method, merge_nested(base, settings), name)
         for task in args.task
         for spec in _specs(args)
         for name, settings in variants.items()
     ]
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    return parse_overrides(args.set) if args.set else {}
 
 
 def _specs(args: argparse.Namespace) -> list[DrawSpec]:

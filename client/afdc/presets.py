@@ -55,7 +55,7 @@ def build_config(preset: str = "default", *overrides: dict[str, Any]) -> RunConf
     """
     merged: dict[str, Any] = {"preset": preset}
     for layer in (PRESETS.get(preset, {}), *overrides):
-        merged = _merge(merged, layer)
+        merged = merge_nested(merged, layer)
     return RunConfig.model_validate(merged)
 
 
@@ -77,9 +77,10 @@ def config_hash(config: RunConfig) -> str:
     return sha256_bytes(canonical_json(identifying_settings(config)))
 
 
-def _merge(base: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
+def merge_nested(base: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `layer` in their places; neither is changed."""
     merged = dict(base)
     for key, value in layer.items():
         old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        merged[key] = merge_nested(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged

@@ -118,6 +118,13 @@ def test_an_ablation_takes_all_switches_some_or_none() -> None:
     assert names == [["", *default_switches(), "more"], ["", "select.trust", "more"], ["", "more"]]
 
 
+def test_settings_lie_beneath_every_variant() -> None:
+    plan = ["ablate", "--task", "x", "--draws", "1", "--only", "train.contrastive", "--set", "train.dtype=float32"]
+    whole, without = ablation_plan(parse(plan))
+    assert whole.overrides == {"train": {"dtype": "float32"}}
+    assert without.overrides == {"train": {"dtype": "float32", "contrastive": 0.0}}
+
+
 def test_an_unknown_switch_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse(["ablate", "--task", "x", "--only", "select.magic"])
