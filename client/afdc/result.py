@@ -121,6 +121,7 @@ class RunResult(Kept):
     dropped: dict[str, int] = Field(default={}, description="why generated texts were left out, counted")
     dataset: PathRows | None = None
     adapter: AdapterRef | None = None
+    advice: list[str] = Field(default_factory=list, description="what these numbers tell the owner of the run to do")
     usage: Usage = Usage()
     error: str = ""
 

@@ -137,9 +137,16 @@ def test_the_rounds_show_what_the_gate_compared() -> None:
     assert ">0.700</td>" in page
 
 
+def test_advice_stands_before_the_next_commands() -> None:
+    result = make_result(["a", "b"]).model_copy(update={"advice": ["Give more seeds of a."]})
+    steps = render_report(result, ReportFacts()).partition("What to do next</h2>")[2]
+    assert steps.strip().startswith("<p>Give more seeds of a.</p><pre>")
+
+
 def test_text_from_outside_is_escaped() -> None:
     labels = [HOSTILE, "b"]
-    page = render_report(make_result(labels), make_facts(labels, HOSTILE))
+    result = make_result(labels).model_copy(update={"advice": [f"no row: {HOSTILE}"]})
+    page = render_report(result, make_facts(labels, HOSTILE))
     tags = Tags(page)
     assert not tags.seen & {"script", "img"}
     assert "&lt;script&gt;" in page

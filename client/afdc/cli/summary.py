@@ -32,6 +32,8 @@ def print_result(console: Console, result: RunResult, out: Path) -> None:
     print_scores(console, result.eval)
     _print_rows(console, result)
     print_rounds(console, result.rounds, result.stop_reason)
+    for one in result.advice:
+        console.print(Text(f"\nNote: {visible(one, 600)}", style="yellow"))
     _print_places(console, result, RunLayout(out))
 
 

@@ -236,7 +236,8 @@ def _next_steps(result: RunResult) -> str:
         lines.append(f'afdc predict --adapter {result.adapter.path} "a new text"')
     if result.dataset:
         lines.append(f'python -c "from datasets import load_dataset; print(load_dataset({result.dataset.path!r}))"')
-    return f"<pre><code>{escape(chr(10).join(lines))}</code></pre>" if lines else ""
+    commands = f"<pre><code>{escape(chr(10).join(lines))}</code></pre>" if lines else ""
+    return "".join(f"<p>{escape(one)}</p>" for one in result.advice) + commands
 
 
 def _cost(result: RunResult) -> str:

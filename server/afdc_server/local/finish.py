@@ -16,6 +16,7 @@ from afdc_pipeline.outcome import all_drops, filter_counts, kept_rows, rejected_
 from afdc_pipeline.seams import Ledger
 from afdc_pipeline.stages.encode import ENCODE_STAGE
 from afdc_pipeline.state import BASE, LoopState
+from afdc_server.export.advice import advise
 from afdc_server.export.card import CardFacts
 from afdc_server.export.dataset import write_dataset
 from afdc_server.export.facts import Collector
@@ -58,6 +59,7 @@ def finish(ctx: JobContext, state: LoopState, config: RunConfig, model: ModelRef
         dropped=dropped,
         dataset=PathRows(rows=summary.rows, path=str(ctx.layout.dataset)),
         adapter=copy_adapter(ctx.layout, state),
+        advice=advise(state.history),
         usage=usage_so_far(ctx.ledger, wall),
     )
     write_report(ctx.layout.report, result, seen.facts(**report_facts(ctx, state, filtered)))
