@@ -22,10 +22,10 @@ from afdc.files import write_json
 from afdc.presets import merge_nested
 from benchmarks.quality.bench import ENGINES, JUDGES, TRAINERS, Options
 from benchmarks.quality.methods import METHODS
-from benchmarks.quality.runner import Cell, run_cells
+from benchmarks.quality.runner import Cell, code_of, run_cells
 from benchmarks.quality.summary import ablation, summarise
 from benchmarks.quality.switches import default_switches, parse_overrides, parse_variant
-from benchmarks.quality.table import ablation_table, replace_between, results_table
+from benchmarks.quality.table import ablation_table, goals_table, replace_between, results_table
 from benchmarks.quality.tasks import DrawSpec
 
 Record = dict[str, Any]
@@ -49,7 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
         _add_sweep_options(command)
     table = commands.add_parser("table", help="the tables of finished sweeps, printed or put into a document")
     table.add_argument("files", type=Path, nargs="+")
-    table.add_argument("--docs", type=Path, help="a file with the markers `results` and `ablation`")
+    table.add_argument("--docs", type=Path, help="a file with the markers `goals`, `results` and `ablation`")
     return parser
 
 
@@ -178,18 +178,31 @@ def shown_arguments(arguments: Sequence[str]) -> list[str]:
 def command_table(args: argparse.Namespace) -> int:
     """`table`: several sweeps together, with the commands that made them."""
     sweeps = [json.loads(path.read_bytes()) for path in args.files]
-    for kind, name in (("run", "results"), ("ablate", "ablation")):
+    for kind in ("run", "ablate"):
         chosen = [one for one in sweeps if one["kind"] == kind]
+        made = "\n".join(f"    python -m benchmarks.quality {one['command']}" for one in chosen)
+        records = [_dated(record) for one in chosen for record in one["records"]]
         if not chosen:
             continue
-        records = [record for one in chosen for record in one["records"]]
-        body = results_table(summarise(records)) if kind == "run" else ablation_table(ablation(records))
-        made = "\n".join(f"    python -m benchmarks.quality {one['command']}" for one in chosen)
-        if args.docs:
-            replace_between(args.docs, name, f"{made}\n\n{body}")
+        if kind == "run":
+            lines = summarise(records)
+            _tell(args.docs, "goals", goals_table(lines))
+            _tell(args.docs, "results", f"{made}\n\n{results_table(lines)}")
         else:
-            print(f"{made}\n\n{body}\n")
+            _tell(args.docs, "ablation", f"{made}\n\n{ablation_table(ablation(records))}")
     return 0
+
+
+def _dated(record: Record) -> Record:
+    """The record, and whether it was made with other code than today's."""
+    return {**record, "earlier": record["code"] != code_of(record["method"])}
+
+
+def _tell(docs: Path | None, name: str, text: str) -> None:
+    if docs:
+        replace_between(docs, name, text)
+    else:
+        print(f"{text}\n")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -17,7 +17,10 @@ class Line:
     """A method on a task, over its draws. Shares are in 0..1; None where there is nothing to compute from.
 
     Attributes:
-        sd: standard deviation over draws.
+        sd: standard deviation over draws; None for one.
+        lift, lift_error: mean difference to seeds-only, paired by draw, and its standard error (None for one draw).
+        judge: accuracy of the judge of `precision` on the test set.
+        earlier: a record of it was made with other code than today's.
         gap: gap closed: (method - seeds-only) / (gold - seeds-only), of means over the draws that all three have.
         worst: smallest difference to seeds-only in one draw.
     """
@@ -26,13 +29,16 @@ class Line:
     method: str
     draws: int
     accuracy: float
-    sd: float
+    sd: float | None
+    lift: float | None
+    lift_error: float | None
     macro_f1: float
     ece: float | None
     ece_raw: float | None
     gap: float | None
     worst: float | None
     precision: float | None
+    judge: float | None
     coverage: float | None
     duplicate_share: float | None
     seed_distance: float | None
@@ -40,6 +46,7 @@ class Line:
     tokens: float | None
     flips: tuple[float, ...]
     seconds: float
+    earlier: bool
 
 
 @dataclass(frozen=True)
@@ -79,13 +86,16 @@ def _line(task: str, method: str, found: dict[int, Record], groups: dict[tuple[s
         method=method,
         draws=len(rows),
         accuracy=statistics.mean(accuracies),
-        sd=statistics.stdev(accuracies) if len(rows) > 1 else 0.0,
+        sd=statistics.stdev(accuracies) if len(rows) > 1 else None,
+        lift=_mean(paired),
+        lift_error=standard_error(paired),
         macro_f1=statistics.mean(row["macro_f1"] for row in rows),
         ece=_mean(row["ece"] for row in rows),
         ece_raw=_mean(row.get("ece_raw") for row in rows),
         gap=_gap(found, floor, ceiling),
         worst=min(paired, default=None),
         precision=_mean(one["precision"] for one in data),
+        judge=_mean((row.get("judge") or {}).get("accuracy") for row in rows),
         coverage=_mean(one["coverage"] for one in data),
         duplicate_share=_mean(one["duplicate_share"] for one in data),
         seed_distance=_mean(one["seed_distance"] for one in data),
@@ -93,6 +103,7 @@ def _line(task: str, method: str, found: dict[int, Record], groups: dict[tuple[s
         tokens=_mean(spent),
         flips=_flips(rows),
         seconds=statistics.mean(row["seconds"] for row in rows),
+        earlier=any(row.get("earlier", False) for row in rows),
     )
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from afdc.errors import UsageError
 from afdc.files import write_bytes
+from benchmarks.quality.goals import EARLIER, GOALS_HEAD, goals_table_rows
 from benchmarks.quality.methods import METHODS
-from benchmarks.quality.summary import Difference, Line
+from benchmarks.quality.summary import FLOOR, Difference, Line
 
-HEAD = ("method", "accuracy", "macro-F1", "gap closed", "worst draw", "ECE (raw)", "seconds")
-DATA_HEAD = ("method", "rows", "precision", "coverage", "duplicates", "seed distance", "flips by round", "tokens")
+HEAD = ("method", "accuracy", "macro-F1", "over seeds only", "worst draw", "gap closed", "ECE (raw)", "seconds")
+DATA_HEAD = ("method", "rows", "precision", "judge", "coverage", "duplicates", "seed distance", "flips", "tokens")
 
 
 def results_table(lines: Sequence[Line]) -> str:
@@ -27,13 +28,18 @@ def results_table(lines: Sequence[Line]) -> str:
     return "\n\n".join(parts)
 
 
+def goals_table(lines: Sequence[Line]) -> str:
+    """A line a goal: the target, what was measured, over how many draws, and whether it is met."""
+    return markdown(GOALS_HEAD, goals_table_rows(lines))
+
+
 def ablation_table(differences: Sequence[Difference]) -> str:
     """A line a switch: accuracy that the default loses without it, in points, with its standard error."""
     tasks = list(dict.fromkeys(one.task for one in differences))
     tasks = [*(task for task in tasks if task != "all"), "all"]
     rows = []
     for variant in dict.fromkeys(one.variant for one in differences):
-        cells = {one.task: _points(one) for one in differences if one.variant == variant}
+        cells = {one.task: _signed(one.mean, one.error) for one in differences if one.variant == variant}
         rows.append([variant, *(cells.get(task, "") for task in tasks)])
     return markdown(("without", *tasks), rows)
 
@@ -66,12 +72,14 @@ def replace_between(path: Path, name: str, text: str) -> None:
 
 def _result(line: Line) -> list[str]:
     raw = f" ({line.ece_raw:.3f})" if line.ece_raw is not None else ""
+    spread = f" ± {100 * line.sd:.1f}" if line.sd is not None else ""
     return [
-        METHODS[line.method].title,
-        f"{100 * line.accuracy:.1f} ± {100 * line.sd:.1f}",
+        _title(line),
+        f"{100 * line.accuracy:.1f}{spread}",
         f"{100 * line.macro_f1:.1f}",
+        "" if line.method == FLOOR or line.lift is None else _signed(line.lift, line.lift_error),
+        "" if line.method == FLOOR or line.worst is None else _signed(line.worst),
         _number(line.gap, "{:.0%}"),
-        _number(line.worst, "{:+.1%}").replace("%", ""),
         _number(line.ece, "{:.3f}") + raw,
         f"{line.seconds:.0f}",
     ]
@@ -79,9 +87,10 @@ def _result(line: Line) -> list[str]:
 
 def _data(line: Line) -> list[str]:
     return [
-        METHODS[line.method].title,
+        _title(line),
         _number(line.rows, "{:.0f}"),
         _number(line.precision, "{:.1%}"),
+        _number(line.judge, "{:.1%}"),
         _number(line.coverage, "{:.0%}"),
         _number(line.duplicate_share, "{:.1%}"),
         _number(line.seed_distance, "{:.2f}"),
@@ -90,9 +99,13 @@ def _data(line: Line) -> list[str]:
     ]
 
 
-def _points(one: Difference) -> str:
-    error = "" if one.error is None else f" ± {100 * one.error:.1f}"
-    return f"{100 * one.mean:+.1f}{error}"
+def _title(line: Line) -> str:
+    return METHODS[line.method].title + (EARLIER if line.earlier else "")
+
+
+def _signed(share: float, error: float | None = None) -> str:
+    """A difference in points, with its standard error where there is one."""
+    return f"{100 * share:+.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
 
 
 def _number(value: float | None, form: str) -> str:

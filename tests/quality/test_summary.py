@@ -12,7 +12,7 @@ from afdc.presets import build_config
 from benchmarks.quality.__main__ import ablation_plan, parse, shown_arguments
 from benchmarks.quality.summary import ablation, gap_closed, standard_error, summarise
 from benchmarks.quality.switches import default_switches, parse_variant
-from benchmarks.quality.table import ablation_table, replace_between, results_table
+from benchmarks.quality.table import ablation_table, goals_table, replace_between, results_table
 
 
 def record(method: str, draw: int, accuracy: float, variant: str = "", **more: Any) -> dict[str, Any]:
@@ -28,6 +28,16 @@ RECORDS = [
     record("gold", 0, 0.90),
     record("gold", 1, 0.80),
 ]
+
+
+JUDGE = {"kind": "lora", "accuracy": 0.8, "rows": 10}
+DATA = {"rows": 5, "precision": 1.0, "coverage": 1.0, "duplicate_share": 0.0, "seed_distance": 0.5}
+
+
+def goals(records: list[dict[str, Any]]) -> list[list[str]]:
+    """The cells of the table of goals."""
+    lines = goals_table(summarise(records)).splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 def test_gap_is_the_share_of_the_way_from_seeds_to_gold() -> None:
@@ -72,6 +82,46 @@ def test_tables_name_what_they_show() -> None:
     assert "67%" in text
     differences = ablation([record("default", 0, 0.8), record("default", 0, 0.7, "select.align")])
     assert "| select.align | +10.0 | +10.0 |" in ablation_table(differences)
+
+
+def test_one_draw_has_no_spread_and_a_difference_without_an_error() -> None:
+    records = [record("seeds-only", 0, 0.6), record("default", 0, 0.5, data={**DATA, "precision": 0.9}, judge=JUDGE)]
+    text = results_table(summarise(records))
+    assert "±" not in text
+    assert "-10.0" in text
+    assert "80.0%" in text  # of the judge
+
+
+def test_differences_to_the_seeds_stand_in_the_table_with_their_error() -> None:
+    line = next(one for one in summarise(RECORDS) if one.method == "default")
+    assert (line.lift, line.lift_error) == (pytest.approx(0.2), pytest.approx(0.1))
+    assert "+20.0 ± 10.0" in results_table([line])
+
+
+def test_goals_say_what_is_met_missed_and_not_measured() -> None:
+    def of(task: str, *accuracies: float) -> list[dict[str, Any]]:
+        methods = ("seeds-only", "default", "gold", "setfit")
+        return [record(name, 0, value, task=task) for name, value in zip(methods, accuracies, strict=True)]
+
+    records = [*of("trec", 0.7, 0.9, 0.9, 0.6), *of("sst2", 0.8, 0.75, 0.9, 0.6)]
+    rows = {tuple(row[:2]): row[2:] for row in goals(records)}
+    assert rows["gap closed", "trec"] == ["≥ 80%", "100%", "1", "met"]
+    assert rows["gap closed", "sst2"] == ["≥ 50%", "-50%", "1", "**missed**"]
+    assert rows["worst draw, points over seeds only", "sst2"] == ["≥ -1.0", "-5.0", "1", "**missed**"]
+    assert rows["calibration error", "trec"] == ["≤ 0.050", "0.100", "1", "**missed**"]
+    assert rows["gap closed", "banking77"][1:] == ["", "0", "not measured"]
+    assert rows["points over SetFit", "all"][1:] == ["", "0", "not measured"]  # a task lacks
+    whole = [*records, *of("banking77", 0.7, 0.7, 0.8, 0.6)]
+    row = next(row for row in goals(whole) if row[0] == "points over SetFit")
+    assert row[2:] == ["> 0", "+18.3", "1", "met"]
+
+
+def test_results_of_other_code_are_marked() -> None:
+    records = [record("seeds-only", 0, 0.5, task="trec"), record("default", 0, 0.6, task="trec", earlier=True)]
+    records.append(record("gold", 0, 0.7, task="trec"))
+    assert "AFDC default†" in results_table(summarise(records))
+    row = next(row for row in goals(records) if row[:2] == ["gap closed", "trec"])
+    assert row[3] == "50%†"
 
 
 def test_a_document_keeps_all_but_its_table(tmp_path: Path) -> None:
