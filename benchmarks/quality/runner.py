@@ -18,7 +18,9 @@ from typing import Any
 from afdc.config import RunConfig
 from afdc.files import write_json
 from afdc.presets import build_config
+from afdc.training import PARENT_VARIABLE
 from afdc_server.models import detect_device, resolve_model
+from afdc_trainer.process import watch_parent
 from benchmarks.quality.bench import Bench, Case, Options, baseline_code, loop_code, trainer_code
 from benchmarks.quality.cache import digest
 from benchmarks.quality.methods import METHODS
@@ -155,6 +157,8 @@ class _Worker:
 
 
 def _set_up(options: Options) -> None:
+    watch_parent()  # a sweep that is killed leaves no worker behind that nobody reads
+    os.environ.pop(PARENT_VARIABLE, None)
     _Worker.runner, _Worker.options = asyncio.Runner(), options
 
 
@@ -166,14 +170,18 @@ def _work(cell: Cell) -> Record:
 
 def prepare_environment(jobs: int) -> None:
     """What the workers inherit: the libraries that make torch faster on a CPU, and their share of its cores."""
-    from afdc.training import PARENT_VARIABLE
     from afdc_server.child import trainer_environment
 
     cores = len(os.sched_getaffinity(0))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // jobs)))
     os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' progress bars would run through each other
     os.environ.update(trainer_environment())
-    os.environ.pop(PARENT_VARIABLE, None)
+
+
+def worker_pool(jobs: int, options: Options) -> ProcessPoolExecutor:
+    """Processes that compute cells and end with this one, however it ends."""
+    prepare_environment(jobs)
+    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _set_up, (options,))
 
 
 def run_cells(cells: Sequence[Cell], options: Options, jobs: int, *, any_code: bool = False) -> Iterator[Record]:
@@ -190,9 +198,7 @@ def run_cells(cells: Sequence[Cell], options: Options, jobs: int, *, any_code: b
             yield {**record, "variant": cell.variant}
     if not missing:
         return
-    prepare_environment(jobs)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, len(missing)), context, _set_up, (options,)) as pool:
+    with worker_pool(min(jobs, len(missing)), options) as pool:
         waiting: dict[Future[Record], Cell] = {pool.submit(_work, cell): cell for cell in missing}
         while waiting:
             done, _ = wait(waiting, return_when=FIRST_COMPLETED)

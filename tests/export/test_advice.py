@@ -47,7 +47,8 @@ def test_only_round_0_compares_adapters_and_encoder() -> None:
 def test_labels_without_rows_are_named_as_of_the_last_round() -> None:
     counts = {f"label {i}": i // 7 for i in range(9)}  # seven of nine have none
     (told,) = advise([round_of(per_label=dict.fromkeys(counts, 0)), round_of(1, per_label=counts)])
-    assert told.startswith("7 of 9 labels have no row but their seeds: label 0, label 1, label 2, label 3, label 4, ...")
+    assert told.startswith("7 of 9 labels have no row but their seeds: label 0, label 1, ")
+    assert "label 4, ..." in told
 
 
 def test_nothing_is_said_of_a_run_without_rounds() -> None:

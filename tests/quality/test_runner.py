@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import select
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -214,6 +218,25 @@ async def test_the_cache_answers_in_full(bench: Bench) -> None:
     once_more = await engine.score(["a pear", "an apple"], TASK)
     assert np.array_equal(once_more.logprobs, scores.logprobs[[2, 0]])
     assert engine.saved_seconds > 0
+
+
+def test_a_killed_sweep_leaves_no_worker_behind() -> None:
+    script = (
+        "import os, time\n"
+        "from pathlib import Path\n"
+        "from benchmarks.quality.bench import Options\n"
+        "from benchmarks.quality.runner import worker_pool\n"
+        "if __name__ == '__main__':\n"
+        "    print(worker_pool(1, Options(Path())).submit(os.getpid).result(), flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as sweep:
+        assert sweep.stdout is not None
+        worker = os.pidfd_open(int(sweep.stdout.readline()))
+        sweep.kill()
+    ended, _, _ = select.select([worker], [], [], 30)
+    os.close(worker)
+    assert ended
 
 
 def test_code_is_compared_without_its_comments(tmp_path: Path) -> None:
