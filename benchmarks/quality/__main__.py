@@ -17,12 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from afdc.errors import AfdcError
+from afdc.errors import AfdcError, UsageError
 from afdc.files import write_json
 from afdc.presets import merge_nested
 from benchmarks.quality.bench import ENGINES, JUDGES, TRAINERS, Options
 from benchmarks.quality.methods import METHODS
-from benchmarks.quality.runner import Cell, code_of, run_cells
+from benchmarks.quality.runner import Cell, is_earlier, run_cells
 from benchmarks.quality.summary import ablation, summarise
 from benchmarks.quality.switches import default_switches, parse_overrides, parse_variant
 from benchmarks.quality.table import ablation_table, goals_table, replace_between, results_table
@@ -178,31 +178,39 @@ def shown_arguments(arguments: Sequence[str]) -> list[str]:
 def command_table(args: argparse.Namespace) -> int:
     """`table`: several sweeps together, with the commands that made them."""
     sweeps = [json.loads(path.read_bytes()) for path in args.files]
+    tables: dict[str, str] = {}
     for kind in ("run", "ablate"):
         chosen = [one for one in sweeps if one["kind"] == kind]
         made = "\n".join(f"    python -m benchmarks.quality {one['command']}" for one in chosen)
-        records = [_dated(record) for one in chosen for record in one["records"]]
-        if not chosen:
-            continue
-        if kind == "run":
+        records = _joined(chosen)
+        if records and kind == "run":
             lines = summarise(records)
-            _tell(args.docs, "goals", goals_table(lines))
-            _tell(args.docs, "results", f"{made}\n\n{results_table(lines)}")
-        else:
-            _tell(args.docs, "ablation", f"{made}\n\n{ablation_table(ablation(records))}")
+            tables |= {"goals": goals_table(lines), "results": f"{made}\n\n{results_table(lines)}"}
+        elif records:
+            tables["ablation"] = f"{made}\n\n{ablation_table(ablation(records))}"
+    if args.docs:
+        replace_between(args.docs, tables)
+    else:
+        print("\n\n".join(tables.values()))
     return 0
 
 
-def _dated(record: Record) -> Record:
-    """The record, and whether it was made with other code than today's."""
-    return {**record, "earlier": record["code"] != code_of(record["method"])}
+def _joined(sweeps: Sequence[Record]) -> list[Record]:
+    """All records, each told from one of today's code.
 
-
-def _tell(docs: Path | None, name: str, text: str) -> None:
-    if docs:
-        replace_between(docs, name, text)
-    else:
-        print(f"{text}\n")
+    Raises:
+        UsageError: two sweeps have the same cell with other settings.
+    """
+    found: dict[tuple[str, int, str, str], Record] = {}
+    for record in (record for sweep in sweeps for record in sweep["records"]):
+        place = _identity(record["task"], record["draw"], record["method"], record["variant"])
+        if found.setdefault(place, record)["overrides"] != record["overrides"]:
+            raise UsageError(
+                f"{record['task']} draw {record['draw']} {record['method']} is there with different settings: "
+                f"{found[place]['overrides']} and {record['overrides']}",
+                remedy="Make a table of each sweep by itself",
+            )
+    return [{**record, "earlier": is_earlier(record)} for record in found.values()]
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -92,12 +92,17 @@ def _folder(path: Path) -> TaskFolder:
     return read_folder(path)
 
 
+def is_earlier(record: Record) -> bool:
+    """Whether it was made with other code than today's."""
+    return bool(record["code"] != code_of(record["method"]))
+
+
 def stored(cell: Cell, options: Options, *, any_code: bool = False) -> Record | None:
     """The finished result of a cell, here or in the repository, unless code that it depends on has changed since."""
     path = record_path(cell, options)
     for place in (path, KEPT / path.parent.name / path.name):
         record: Record | None = json.loads(place.read_bytes()) if place.exists() else None
-        if record and (any_code or record["code"] == code_of(cell.method)):
+        if record and (any_code or not is_earlier(record)):
             return record
     return None
 
@@ -156,9 +161,10 @@ class _Worker:
     bench: Bench | None = None
 
 
-def _set_up(options: Options) -> None:
+def _set_up(options: Options, parent: int) -> None:
+    os.environ[PARENT_VARIABLE] = str(parent)
     watch_parent()  # a sweep that is killed leaves no worker behind that nobody reads
-    os.environ.pop(PARENT_VARIABLE, None)
+    os.environ.pop(PARENT_VARIABLE)
     _Worker.runner, _Worker.options = asyncio.Runner(), options
 
 
@@ -176,12 +182,13 @@ def prepare_environment(jobs: int) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // jobs)))
     os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' progress bars would run through each other
     os.environ.update(trainer_environment())
+    os.environ.pop(PARENT_VARIABLE, None)
 
 
 def worker_pool(jobs: int, options: Options) -> ProcessPoolExecutor:
     """Processes that compute cells and end with this one, however it ends."""
     prepare_environment(jobs)
-    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _set_up, (options,))
+    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _set_up, (options, os.getpid()))
 
 
 def run_cells(cells: Sequence[Cell], options: Options, jobs: int, *, any_code: bool = False) -> Iterator[Record]:
@@ -195,7 +202,7 @@ def run_cells(cells: Sequence[Cell], options: Options, jobs: int, *, any_code: b
         if record is None:
             missing.append(cell)
         else:
-            yield {**record, "variant": cell.variant}
+            yield {**record, "variant": cell.variant, "earlier": is_earlier(record)}
     if not missing:
         return
     with worker_pool(min(jobs, len(missing)), options) as pool:

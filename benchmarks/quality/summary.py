@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.quality.methods import METHODS
+
 Record = dict[str, Any]
 FLOOR, CEILING = "seeds-only", "gold"
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What a number rests on.
+
+    Attributes:
+        earlier: some of it was made with other code than today's.
+        mixed: it sets fits of different precision against each other (float32, bfloat16).
+    """
+
+    draws: int
+    earlier: bool
+    mixed: bool
 
 
 @dataclass(frozen=True)
@@ -20,7 +36,8 @@ class Line:
         sd: standard deviation over draws; None for one.
         lift, lift_error: mean difference to seeds-only, paired by draw, and its standard error (None for one draw).
         judge: accuracy of the judge of `precision` on the test set.
-        earlier: a record of it was made with other code than today's.
+        own, paired, spanned: what its own numbers, those against seeds-only, and `gap` rest on.
+        by_draw: accuracy in each draw.
         gap: gap closed: (method - seeds-only) / (gold - seeds-only), of means over the draws that all three have.
         worst: smallest difference to seeds-only in one draw.
     """
@@ -46,18 +63,26 @@ class Line:
     tokens: float | None
     flips: tuple[float, ...]
     seconds: float
-    earlier: bool
+    own: Basis
+    paired: Basis
+    spanned: Basis
+    by_draw: Mapping[int, float]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of paired differences (default - variant) and its standard error (None for a single pair)."""
+    """Mean of paired differences (default - variant) and its standard error (None for a single pair).
+
+    Attributes:
+        earlier: some of it was made with other code than today's.
+    """
 
     variant: str
     task: str
     pairs: int
     mean: float
     error: float | None
+    earlier: bool = False
 
 
 def gap_closed(method: float, floor: float, ceiling: float) -> float | None:
@@ -103,8 +128,33 @@ def _line(task: str, method: str, found: dict[int, Record], groups: dict[tuple[s
         tokens=_mean(spent),
         flips=_flips(rows),
         seconds=statistics.mean(row["seconds"] for row in rows),
-        earlier=any(row.get("earlier", False) for row in rows),
+        own=_basis(found),
+        paired=_basis(found, floor),
+        spanned=_basis(found, floor, ceiling),
+        by_draw={draw: found[draw]["accuracy"] for draw in sorted(found)},
     )
+
+
+def _basis(*groups: dict[int, Record]) -> Basis:
+    """Of a number over the draws that all groups have."""
+    common = set.intersection(*(set(group) for group in groups))
+    together = [[group[draw] for group in groups] for draw in common]
+    return Basis(
+        draws=len(common),
+        earlier=any(row.get("earlier", False) for rows in together for row in rows),
+        mixed=any(len({precision for row in rows if (precision := _precision(row))}) > 1 for rows in together),
+    )
+
+
+def _precision(record: Record) -> str:
+    """What a fit was computed in; "" for a method that fits no adapter."""
+    method = METHODS[record["method"]]
+    return str(record["engine"][-1]) if (method.trains or method.loop) and "engine" in record else ""
+
+
+def paired_difference(one: Line, other: Line) -> float | None:
+    """Mean difference of two methods over the draws that both have; None without any."""
+    return _mean(one.by_draw[draw] - other.by_draw[draw] for draw in one.by_draw.keys() & other.by_draw.keys())
 
 
 def _gap(found: dict[int, Record], floor: dict[int, Record], ceiling: dict[int, Record]) -> float | None:
@@ -132,18 +182,21 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 def ablation(records: Iterable[Record]) -> list[Difference]:
     """What each variant loses against the whole, by task and over all tasks ("all"), paired by task and draw."""
-    whole: dict[tuple[str, int], float] = {}
-    variants: dict[str, dict[tuple[str, int], float]] = {}
+    whole: dict[tuple[str, int], Record] = {}
+    variants: dict[str, dict[tuple[str, int], Record]] = {}
     for record in records:
         place = (record["task"], record["draw"])
-        (variants.setdefault(record["variant"], {}) if record["variant"] else whole)[place] = record["accuracy"]
+        (variants.setdefault(record["variant"], {}) if record["variant"] else whole)[place] = record
     lines = []
     for variant, found in variants.items():
-        lost = {place: whole[place] - value for place, value in found.items() if place in whole}
-        for task in [*dict.fromkeys(place[0] for place in lost), "all"]:
-            values = [value for place, value in lost.items() if task in ("all", place[0])]
-            if values:
-                lines.append(Difference(variant, task, len(values), statistics.mean(values), standard_error(values)))
+        pairs = {place: (whole[place], record) for place, record in found.items() if place in whole}
+        for task in [*dict.fromkeys(place[0] for place in pairs), "all"]:
+            chosen = [pair for place, pair in pairs.items() if task in ("all", place[0])]
+            if chosen:
+                lost = [one["accuracy"] - other["accuracy"] for one, other in chosen]
+                earlier = any(record.get("earlier", False) for pair in chosen for record in pair)
+                mean = statistics.mean(lost)
+                lines.append(Difference(variant, task, len(lost), mean, standard_error(lost), earlier))
     return lines
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from afdc.errors import UsageError
 from afdc.files import write_bytes
-from benchmarks.quality.goals import EARLIER, GOALS_HEAD, goals_table_rows
+from benchmarks.quality.goals import EARLIER, GOALS_HEAD, MIXED, goals_rows
 from benchmarks.quality.methods import METHODS
 from benchmarks.quality.summary import FLOOR, Difference, Line
 
 HEAD = ("method", "accuracy", "macro-F1", "over seeds only", "worst draw", "gap closed", "ECE (raw)", "seconds")
 DATA_HEAD = ("method", "rows", "precision", "judge", "coverage", "duplicates", "seed distance", "flips", "tokens")
+
+
+LEGEND = {
+    EARLIER: "made by an earlier version of the code",
+    MIXED: "a fit in float32 beside one in bfloat16",
+}
 
 
 def results_table(lines: Sequence[Line]) -> str:
@@ -25,12 +31,12 @@ def results_table(lines: Sequence[Line]) -> str:
         made = [line for line in own if line.rows is not None]
         if made:
             parts.append(markdown(DATA_HEAD, map(_data, made)))
-    return "\n\n".join(parts)
+    return with_legend("\n\n".join(parts))
 
 
 def goals_table(lines: Sequence[Line]) -> str:
     """A line a goal: the target, what was measured, over how many draws, and whether it is met."""
-    return markdown(GOALS_HEAD, goals_table_rows(lines))
+    return with_legend(markdown(GOALS_HEAD, goals_rows(lines)))
 
 
 def ablation_table(differences: Sequence[Difference]) -> str:
@@ -40,8 +46,15 @@ def ablation_table(differences: Sequence[Difference]) -> str:
     rows = []
     for variant in dict.fromkeys(one.variant for one in differences):
         cells = {one.task: _signed(one.mean, one.error) for one in differences if one.variant == variant}
-        rows.append([variant, *(cells.get(task, "") for task in tasks)])
-    return markdown(("without", *tasks), rows)
+        earlier = any(one.earlier for one in differences if one.variant == variant)
+        rows.append([variant + EARLIER * earlier, *(cells.get(task, "") for task in tasks)])
+    return with_legend(markdown(("without", *tasks), rows))
+
+
+def with_legend(text: str) -> str:
+    """The text, and below it what its marks mean."""
+    legend = [f"{mark} {meaning}" for mark, meaning in LEGEND.items() if mark in text]
+    return "\n\n".join([text, "; ".join(legend) + "."]) if legend else text
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -55,29 +68,32 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def replace_between(path: Path, name: str, text: str) -> None:
-    """Put text between `<!-- begin: NAME -->` and `<!-- end: NAME -->` of a file.
+def replace_between(path: Path, tables: Mapping[str, str]) -> None:
+    """Put each text between `<!-- begin: NAME -->` and `<!-- end: NAME -->` of a file.
 
     Raises:
-        UsageError: the file lacks the markers.
+        UsageError: the file lacks markers; nothing is written.
     """
-    begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
-    old = path.read_text(encoding="utf-8")
-    head, found, rest = old.partition(begin)
-    _, closed, tail = rest.partition(end)
-    if not (found and closed):
-        raise UsageError(f"{path} has no {begin} ... {end}", remedy="Put both lines where the table belongs")
-    write_bytes(path, f"{head}{begin}\n{text}\n{end}{tail}".encode())
+    text = path.read_text(encoding="utf-8")
+    for name, table in tables.items():
+        begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
+        head, found, rest = text.partition(begin)
+        _, closed, tail = rest.partition(end)
+        if not (found and closed):
+            raise UsageError(f"{path} has no {begin} ... {end}", remedy="Put both lines where the table belongs")
+        text = f"{head}{begin}\n{table}\n{end}{tail}"
+    write_bytes(path, text.encode())
 
 
 def _result(line: Line) -> list[str]:
     raw = f" ({line.ece_raw:.3f})" if line.ece_raw is not None else ""
+    mixed = MIXED if line.paired.mixed else ""
     spread = f" ± {100 * line.sd:.1f}" if line.sd is not None else ""
     return [
         _title(line),
         f"{100 * line.accuracy:.1f}{spread}",
         f"{100 * line.macro_f1:.1f}",
-        "" if line.method == FLOOR or line.lift is None else _signed(line.lift, line.lift_error),
+        "" if line.method == FLOOR or line.lift is None else _signed(line.lift, line.lift_error) + mixed,
         "" if line.method == FLOOR or line.worst is None else _signed(line.worst),
         _number(line.gap, "{:.0%}"),
         _number(line.ece, "{:.3f}") + raw,
@@ -100,7 +116,7 @@ def _data(line: Line) -> list[str]:
 
 
 def _title(line: Line) -> str:
-    return METHODS[line.method].title + (EARLIER if line.earlier else "")
+    return METHODS[line.method].title + (EARLIER if line.own.earlier else "")
 
 
 def _signed(share: float, error: float | None = None) -> str:

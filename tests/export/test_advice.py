@@ -47,8 +47,19 @@ def test_only_round_0_compares_adapters_and_encoder() -> None:
 def test_labels_without_rows_are_named_as_of_the_last_round() -> None:
     counts = {f"label {i}": i // 7 for i in range(9)}  # seven of nine have none
     (told,) = advise([round_of(per_label=dict.fromkeys(counts, 0)), round_of(1, per_label=counts)])
-    assert told.startswith("7 of 9 labels have no row but their seeds: label 0, label 1, ")
-    assert "label 4, ..." in told
+    assert told.startswith("7 of 9 labels have no row but their seeds; give more seeds of them, or real texts")
+    assert told.endswith("label 0, label 1, label 2, label 3, label 4, ...")
+
+
+def test_a_long_name_is_cut() -> None:
+    (told,) = advise([round_of(per_label={"x" * 500: 0})])
+    assert len(told) < 200
+
+
+def test_real_texts_are_not_asked_for_where_they_were_given() -> None:
+    rounds = [round_of(holdout=gold(240, 1.7), encoder=gold(268, 1.2), per_label={"a": 0, "b": 3})]
+    assert all("--unlabeled" in one for one in advise(rounds))
+    assert not any("--unlabeled" in one for one in advise(rounds, unlabeled=True))
 
 
 def test_nothing_is_said_of_a_run_without_rounds() -> None:

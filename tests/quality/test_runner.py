@@ -227,7 +227,8 @@ def test_a_killed_sweep_leaves_no_worker_behind() -> None:
         "from benchmarks.quality.bench import Options\n"
         "from benchmarks.quality.runner import worker_pool\n"
         "if __name__ == '__main__':\n"
-        "    print(worker_pool(1, Options(Path())).submit(os.getpid).result(), flush=True)\n"
+        "    pool = worker_pool(1, Options(Path()))\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n"
         "    time.sleep(600)\n"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as sweep:

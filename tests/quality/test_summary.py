@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from afdc.errors import UsageError
 from afdc.presets import build_config
-from benchmarks.quality.__main__ import ablation_plan, parse, shown_arguments
+from benchmarks.quality.__main__ import ablation_plan, main, parse, shown_arguments
 from benchmarks.quality.summary import ablation, gap_closed, standard_error, summarise
 from benchmarks.quality.switches import default_switches, parse_variant
 from benchmarks.quality.table import ablation_table, goals_table, replace_between, results_table
@@ -116,22 +117,78 @@ def test_goals_say_what_is_met_missed_and_not_measured() -> None:
     assert row[2:] == ["> 0", "+18.3", "1", "met"]
 
 
-def test_results_of_other_code_are_marked() -> None:
-    records = [record("seeds-only", 0, 0.5, task="trec"), record("default", 0, 0.6, task="trec", earlier=True)]
-    records.append(record("gold", 0, 0.7, task="trec"))
-    assert "AFDC default†" in results_table(summarise(records))
+def test_a_loss_of_exactly_one_point_is_one_point() -> None:
+    records = [record("seeds-only", 0, 0.892, task="trec"), record("default", 0, 0.882, task="trec")]
+    row = next(row for row in goals(records) if row[0].startswith("worst draw"))
+    assert row[3:] == ["-1.0", "1", "met"]
+
+
+def test_a_judge_below_the_target_decides_nothing() -> None:
+    records = [record("default", 0, 0.5, task="trec", data={**DATA, "precision": 0.96}, judge=JUDGE)]
+    row = next(row for row in goals(records) if row[0] == "rows with the right label")
+    assert row[2:] == ["≥ 95.0%", "96.0%", "1", "the judge has 80.0% right"]
+
+
+def test_methods_are_compared_on_the_draws_that_both_have() -> None:
+    records = [record("default", 0, 0.7, task="trec"), record("paper", 0, 0.6, task="trec")]
+    records.append(record("paper", 1, 0.9, task="trec"))
+    row = next(row for row in goals(records) if row[0] == "points over AFDC paper")
+    assert row[3:] == ["+10.0", "1", "met"]
+
+
+@pytest.mark.parametrize("method", ["default", "seeds-only", "gold"])
+def test_a_goal_is_marked_where_any_part_of_it_is_of_other_code(method: str) -> None:
+    values = {"seeds-only": 0.5, "default": 0.6, "gold": 0.7}
+    records = [record(name, 0, value, task="trec", earlier=name == method) for name, value in values.items()]
     row = next(row for row in goals(records) if row[:2] == ["gap closed", "trec"])
     assert row[3] == "50%†"
+    text = results_table(summarise(records))
+    assert text.endswith("† made by an earlier version of the code.")
+    assert ("AFDC default†" in text) == (method == "default")
+
+
+def test_fits_of_different_precision_are_marked_where_they_are_compared() -> None:
+    engines = {"seeds-only": "bfloat16", "default": "float32", "encoder": "float32"}
+    records = [record(name, 0, 0.5, engine=["torch", "5", "cpu", dtype]) for name, dtype in engines.items()]
+    lines = {line.method: line for line in summarise(records)}
+    assert lines["default"].paired.mixed
+    assert not lines["encoder"].paired.mixed  # fits no adapter
+    assert "+0.0‡" in results_table([lines["default"]])
+
+
+def test_a_table_is_of_one_setting_a_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = []
+    for number, value in enumerate((3, 4)):
+        one = {**record("default", 0, 0.7), "overrides": {"loop": {"members": value}}, "code": "old"}
+        files.append(tmp_path / f"{number}.json")
+        files[-1].write_text(json.dumps({"kind": "ablate", "command": "x", "records": [one]}))
+    assert main(["table", str(files[0])]) == 0
+    capsys.readouterr()
+    assert main(["table", *map(str, files)]) != 0
+    assert "different settings" in capsys.readouterr().err
+
+
+def test_a_document_gets_its_tables_with_the_marks_of_today(tmp_path: Path) -> None:
+    records = [{**record("default", 0, 0.7, task="trec"), "overrides": {}, "code": "old"}]
+    sweep, page = tmp_path / "sweep.json", tmp_path / "page.md"
+    sweep.write_text(json.dumps({"kind": "run", "command": "--task trec", "records": records}))
+    page.write_text("".join(f"<!-- begin: {name} -->\n<!-- end: {name} -->\n" for name in ("goals", "results")))
+    assert main(["table", str(sweep), "--docs", str(page)]) == 0
+    text = page.read_text()
+    assert "    python -m benchmarks.quality --task trec" in text
+    assert "AFDC default†" in text
+    assert "not measured" in text
 
 
 def test_a_document_keeps_all_but_its_table(tmp_path: Path) -> None:
     path = tmp_path / "page.md"
     path.write_text("before\n<!-- begin: results -->\nold\n<!-- end: results -->\nafter\n")
     for _ in range(2):
-        replace_between(path, "results", "new")
+        replace_between(path, {"results": "new"})
     assert path.read_text() == "before\n<!-- begin: results -->\nnew\n<!-- end: results -->\nafter\n"
     with pytest.raises(UsageError, match="begin: ablation"):
-        replace_between(path, "ablation", "new")
+        replace_between(path, {"results": "newer", "ablation": "new"})
+    assert "newer" not in path.read_text()
 
 
 def test_every_switch_changes_the_default_preset() -> None:

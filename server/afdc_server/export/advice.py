@@ -5,35 +5,43 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from afdc.result import RoundResult
+from afdc.wording import one_line
 from afdc_pipeline import gate
 
 SHOWN_LABELS = 5
+SHOWN_CHARS = 40  # of a label's name
 
 
-def advise(rounds: Sequence[RoundResult]) -> list[str]:
-    """A sentence or two for each thing that the rounds show; nothing where all is well."""
-    return [*_encoder_ahead(rounds), *_without_rows(rounds)] if rounds else []
+def advise(rounds: Sequence[RoundResult], *, unlabeled: bool = False) -> list[str]:
+    """A few sentences for each thing that the rounds show; nothing where all is well.
+
+    Args:
+        unlabeled: real texts were given already.
+    """
+    return [*_encoder_ahead(rounds, unlabeled), *_without_rows(rounds, unlabeled)] if rounds else []
 
 
-def _encoder_ahead(rounds: Sequence[RoundResult]) -> list[str]:
+def _encoder_ahead(rounds: Sequence[RoundResult], unlabeled: bool) -> list[str]:
     """Round 0 alone compares them fairly: later folds learn from labels of a committee that knows all seeds."""
     adapters, encoder = rounds[0].holdout, rounds[0].encoder
     if adapters is None or encoder is None or gate.passes(adapters, encoder):
         return []
+    more = "" if unlabeled else " Real texts with --unlabeled would help the adapter: the encoder labels them, too."
     return [
-        f"A sentence encoder with a linear head is right about {encoder.score:.1%} of the seeds, each left out once, "
-        f"adapters trained on the others about {adapters.score:.1%}. Compare such a classifier with this adapter "
-        "before you deploy it, and give real texts with --unlabeled, which the encoder helps to label."
+        f"Of the seeds, each by a fit of other seeds, a sentence encoder with a linear head has {encoder.score:.1%} "
+        f"right, adapters have {adapters.score:.1%}. Compare such a classifier with this adapter before you deploy it."
+        + more
     ]
 
 
-def _without_rows(rounds: Sequence[RoundResult]) -> list[str]:
+def _without_rows(rounds: Sequence[RoundResult], unlabeled: bool) -> list[str]:
     counts = rounds[-1].per_label
     bare = [name for name, count in counts.items() if not count]
     if not bare:
         return []
-    shown = ", ".join(bare[:SHOWN_LABELS]) + (", ..." if len(bare) > SHOWN_LABELS else "")
+    more = "" if unlabeled else ", or real texts with --unlabeled"
+    shown = ", ".join(one_line(name, SHOWN_CHARS) for name in bare[:SHOWN_LABELS])
+    rest = ", ..." if len(bare) > SHOWN_LABELS else ""
     return [
-        f"{len(bare)} of {len(counts)} labels have no row but their seeds: {shown}. "
-        "Give more seeds of them, or real texts with --unlabeled."
+        f"{len(bare)} of {len(counts)} labels have no row but their seeds; give more seeds of them{more}: {shown}{rest}"
     ]

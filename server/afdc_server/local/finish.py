@@ -59,7 +59,7 @@ def finish(ctx: JobContext, state: LoopState, config: RunConfig, model: ModelRef
         dropped=dropped,
         dataset=PathRows(rows=summary.rows, path=str(ctx.layout.dataset)),
         adapter=copy_adapter(ctx.layout, state),
-        advice=advise(state.history),
+        advice=advise(state.history, unlabeled=ctx.inputs.unlabeled is not None),
         usage=usage_so_far(ctx.ledger, wall),
     )
     write_report(ctx.layout.report, result, seen.facts(**report_facts(ctx, state, filtered)))
