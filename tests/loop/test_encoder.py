@@ -104,6 +104,9 @@ def test_what_chance_can_tell_apart_decides_nothing() -> None:
     assert not clearly_lower(tuned + 0.1, tuned)
     assert not clearly_lower(tuned, tuned)
     assert not clearly_lower(tuned - [1.0, -1.0, 1.0, -0.9], tuned)  # lower by 0.03 on average, give or take 0.6
+    gain = np.array([0.5, 0.1, 0.9, 0.3])  # 0.45 on average, give or take 0.17: 2.6 standard errors
+    assert not clearly_lower(tuned - gain, tuned)
+    assert clearly_lower(tuned - gain - 0.2, tuned)
 
 
 def test_rows_on_which_adapters_and_encoder_differ_are_left_out(tmp_path: Path) -> None:
