@@ -6,7 +6,6 @@ import errno
 import io
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -102,19 +101,11 @@ def test_help_is_quick_and_needs_nothing_heavy() -> None:
 
 
 def _timed_help() -> float:
-    """Seconds of a processor, whatever else runs on it; what it waits for may take a multiple."""
-    started, since = _seconds_of_children(), time.perf_counter()
+    started = time.perf_counter()
     result = afdc("--help")
     assert result.returncode == 0
     assert "predict" in result.stdout
-    used = _seconds_of_children() - started
-    assert time.perf_counter() - since < 10 * max(used, 0.1)
-    return used
-
-
-def _seconds_of_children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    return time.perf_counter() - started
 
 
 def test_version_and_help_and_unknown_flag() -> None:
