@@ -18,9 +18,8 @@ from typing import Any
 from afdc.config import RunConfig
 from afdc.files import write_json
 from afdc.presets import build_config
-from afdc.training import PARENT_VARIABLE
 from afdc_server.models import detect_device, resolve_model
-from afdc_trainer.process import watch_parent
+from afdc_trainer.process import end_with
 from benchmarks.quality.bench import Bench, Case, Options, baseline_code, loop_code, trainer_code
 from benchmarks.quality.cache import digest
 from benchmarks.quality.methods import METHODS
@@ -162,9 +161,7 @@ class _Worker:
 
 
 def _set_up(options: Options, parent: int) -> None:
-    os.environ[PARENT_VARIABLE] = str(parent)
-    watch_parent()  # a sweep that is killed leaves no worker behind that nobody reads
-    os.environ.pop(PARENT_VARIABLE)
+    end_with(parent)  # a sweep that is killed leaves no worker behind that nobody reads
     _Worker.runner, _Worker.options = asyncio.Runner(), options
 
 
@@ -176,6 +173,7 @@ def _work(cell: Cell) -> Record:
 
 def prepare_environment(jobs: int) -> None:
     """What the workers inherit: the libraries that make torch faster on a CPU, and their share of its cores."""
+    from afdc.training import PARENT_VARIABLE
     from afdc_server.child import trainer_environment
 
     cores = len(os.sched_getaffinity(0))

@@ -44,7 +44,6 @@ class Line:
 
     task: str
     method: str
-    draws: int
     accuracy: float
     sd: float | None
     lift: float | None
@@ -109,7 +108,6 @@ def _line(task: str, method: str, found: dict[int, Record], groups: dict[tuple[s
     return Line(
         task=task,
         method=method,
-        draws=len(rows),
         accuracy=statistics.mean(accuracies),
         sd=statistics.stdev(accuracies) if len(rows) > 1 else None,
         lift=_mean(paired),

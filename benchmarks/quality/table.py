@@ -7,13 +7,12 @@ from pathlib import Path
 
 from afdc.errors import UsageError
 from afdc.files import write_bytes
-from benchmarks.quality.goals import EARLIER, GOALS_HEAD, MIXED, goals_rows
+from benchmarks.quality.goals import EARLIER, GOALS_HEAD, MIXED, goals_rows, marks
 from benchmarks.quality.methods import METHODS
 from benchmarks.quality.summary import FLOOR, Difference, Line
 
 HEAD = ("method", "accuracy", "macro-F1", "over seeds only", "worst draw", "gap closed", "ECE (raw)", "seconds")
 DATA_HEAD = ("method", "rows", "precision", "judge", "coverage", "duplicates", "seed distance", "flips", "tokens")
-
 
 LEGEND = {
     EARLIER: "made by an earlier version of the code",
@@ -26,7 +25,7 @@ def results_table(lines: Sequence[Line]) -> str:
     parts = []
     for task in dict.fromkeys(line.task for line in lines):
         own = [line for line in lines if line.task == task]
-        draws = max(line.draws for line in own)
+        draws = max(line.own.draws for line in own)
         parts.append(f"**{task}**, {draws} draw{'s' if draws > 1 else ''}\n\n{markdown(HEAD, map(_result, own))}")
         made = [line for line in own if line.rows is not None]
         if made:
@@ -116,7 +115,7 @@ def _data(line: Line) -> list[str]:
 
 
 def _title(line: Line) -> str:
-    return METHODS[line.method].title + (EARLIER if line.own.earlier else "")
+    return METHODS[line.method].title + marks(line.own)
 
 
 def _signed(share: float, error: float | None = None) -> str:

@@ -30,13 +30,18 @@ def read_job(arguments: Sequence[str], kind: type[JobT], module: str, what: str)
 
 
 def watch_parent() -> None:
-    """End this process when the one that started it ends, even by kill -9: nobody would read the result."""
+    """End this process when the one that the environment names ends, even by kill -9: nobody would read the result."""
     parent = os.environ.get(PARENT_VARIABLE)
     if parent:
-        threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
+        end_with(int(parent))
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
+    """End this process, from a thread, when the process of that id ends."""
+    threading.Thread(target=_wait_for_end, args=(parent,), daemon=True).start()
+
+
+def _wait_for_end(parent: int) -> None:
     import select
 
     try:
