@@ -27,7 +27,8 @@ class KeyValue:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
-        self._db.execute("PRAGMA journal_mode=WAL")
+        with locked(path.with_suffix(".lock")):  # two that go over to WAL at once are refused without waiting
+            self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID")
 
     def get(self, keys: Sequence[str]) -> dict[str, bytes]:

@@ -7,8 +7,10 @@ import os
 import select
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -95,6 +97,20 @@ async def test_a_data_set_without_rows_is_described(bench: Bench, folder: Path) 
     assert record["data"]["rows"] == 0
     assert record["data"]["precision"] is None
     assert record["data"]["coverage"] == 0
+
+
+def test_sweeps_that_start_at_once_share_one_store(tmp_path: Path) -> None:
+    start = Barrier(8)
+
+    def open_store(number: int) -> KeyValue:
+        start.wait()
+        store = KeyValue(tmp_path / str(number) / "answers.db")
+        store.put({"key": b"value"})
+        return store
+
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(16):
+            list(pool.map(open_store, [number] * 8))
 
 
 async def test_what_was_asked_before_is_not_asked_again(bench: Bench, folder: Path) -> None:
