@@ -220,7 +220,9 @@ def _scored_texts(config: RunConfig, inputs: PlanInputs, candidates: int) -> int
     """Texts times the scorers that read them: each labeller reads D1; the base, round 0 and each round read eval."""
     held, folds = sum(seed.holdout for seed in inputs.seeds), _folds(config, inputs)
     crossed_rounds = _fold_fits(config, folds) // max(folds, 1)  # a round's folds read D1 once between them
-    labellers = max(config.loop.members, 1) + config.loop.rounds + crossed_rounds
+    inside = (crossed_rounds - 1) * max(folds - 1, 0)  # and what they keep, before the next round: k - 1 times
+    inside = 0 if inputs.task.is_open else inside  # where an answer is free text they have read all of it
+    labellers = max(config.loop.members, 1) + config.loop.rounds + crossed_rounds + max(inside, 0)
     averaged = int(_averages(config, inputs) > 0)
     judged = 2 + config.loop.rounds + averaged
     crossed = len(inputs.seeds) * (judged - 1) if folds else 0  # each seed by the fold that left it out
@@ -269,5 +271,8 @@ def _encoding_seconds(
         return 0.0
     encoder, rounds, fits = config.encoder, config.loop.rounds, max(_folds(config, inputs), 1)
     rows = seeds * encoder.seed_epochs + rounds * encoder.epochs * (config.train.seed_repeat * seeds + selected)
-    texts = (1 + rounds) * candidates
-    return rows * fits / rates.tune + texts / rates.read + (1 + rounds) * rates.trainer_start_s
+    nested = _folds(config, inputs) if rounds else 0  # that of every fold labels what it keeps, by its seeds alone
+    beside = max(nested - 1, 0)
+    tuned = rows * fits + beside * seeds * encoder.seed_epochs
+    texts = (1 + rounds + beside) * candidates
+    return tuned / rates.tune + texts / rates.read + (1 + rounds + nested) * rates.trainer_start_s

@@ -16,25 +16,21 @@ from functools import partial
 from afdc.result import Evaluation, RoundResult
 from afdc_pipeline import gate, growth, metrics, stopping
 from afdc_pipeline.context import JobContext
+from afdc_pipeline.labelling import add_encoder, begin_folds, decide_by, decide_folds, extend_folds
 from afdc_pipeline.seams import StageKey
-from afdc_pipeline.select.selector import EVERY
 from afdc_pipeline.select.trust import Trust
 from afdc_pipeline.spending import spent, stage_seconds
-from afdc_pipeline.stages.answer import answer_pool
 from afdc_pipeline.stages.augment import SeenTexts, build_pool, extend_pool
 from afdc_pipeline.stages.average import AVERAGE, Trained, average_rounds, describe, mixtures
-from afdc_pipeline.stages.crossfit import CrossFit, Learnt, cross_fit
-from afdc_pipeline.stages.decide import Decisions, Labelled, decide, decided_rows
-from afdc_pipeline.stages.encode import encode_pool, encoder_of
+from afdc_pipeline.stages.crossfit import CrossFit, Learnt, cross_fit, seed_folds
+from afdc_pipeline.stages.decide import decided_rows
 from afdc_pipeline.stages.fit import train_member, train_round, train_round_fold, train_seed_fold
 from afdc_pipeline.stages.gold import on_eval, on_holdout
 from afdc_pipeline.stages.grow import end_of_growth
 from afdc_pipeline.stages.reading import Scorer
 from afdc_pipeline.stages.runner import StageRun, run_stage
-from afdc_pipeline.stages.score import score_pool
-from afdc_pipeline.stages.settle import settle
 from afdc_pipeline.stages.swap import accept_adapter
-from afdc_pipeline.state import BASE, LoopState, ScoredPool
+from afdc_pipeline.state import BASE, LoopState
 
 
 async def run_loop(ctx: JobContext, history: list[RoundResult] | None = None) -> LoopState:
@@ -96,7 +92,7 @@ async def _hand_out(ctx: JobContext, state: LoopState) -> None:
         return
     last, previous = state.history[-1], state.decisions[-2] if len(state.decisions) > 1 else None
     trust = Trust(1 - state.best_holdout.accuracy, 0.0 if ctx.task.is_open else config.precision)
-    state.decisions[-1] = await _decide(ctx, state, last.round, previous, "-out", trust)
+    state.decisions[-1] = await decide_by(ctx, state, last.round, state.labellers, previous, "-out", trust)
     counts = {"selected": state.decisions[-1].selected, "per_label": state.decisions[-1].per_label}
     state.history[-1] = last.model_copy(update=counts)
 
@@ -117,6 +113,7 @@ async def _round_zero(ctx: JobContext, state: LoopState) -> list[Evaluation]:
         state.best_holdout = fitted.evaluation or await on_holdout(ctx, 0, state.best)
     else:
         state.labellers = [BASE]
+    begin_folds(ctx, state, fitted.scorers)
     evaluations = [await on_eval(ctx, 0, member) for member in members]
     if ctx.config.loop.members:
         state.best_eval = evaluations[0]
@@ -133,8 +130,10 @@ async def _member(ctx: JobContext, number: int, temperature: float) -> Scorer:
 async def _self_train(ctx: JobContext, state: LoopState, round: int) -> None:
     """One round: fit on D0 and D2, verify and activate, gate, relabel D1, rebuild D2."""
     previous = None if state.best == BASE else state.best.adapter
-    fold = partial(train_round_fold, ctx, round, state.pool, state.decisions[-1])
-    fitted = await cross_fit(ctx, round, f"r{round}", fold, Learnt(state.pool, state.decisions[-1].key))
+    learnt = await decide_folds(ctx, state, round)
+    folds = [fold for fold in seed_folds(ctx) if fold.number in learnt]
+    train = partial(train_round_fold, ctx, round, state.pool, learnt)
+    fitted = await cross_fit(ctx, round, f"r{round}", train, Learnt(state.pool, state.decisions[-1].key), folds)
     adapter = await train_round(ctx, round, state.pool, state.decisions[-1], previous, fitted.temperature)
     scorer = Scorer(f"r{round}", adapter, state.decisions[-1].key, temperature=fitted.temperature, born=round)
     refused = await accept_adapter(ctx, round, scorer.name, scorer.served)
@@ -149,6 +148,7 @@ async def _self_train(ctx: JobContext, state: LoopState, round: int) -> None:
     state.trained.append(Trained(scorer, fitted.scorers, accepted))
     if accepted:
         _activate(ctx, state, scorer, fitted.scorers)
+        extend_folds(ctx, state, fitted.scorers, learnt)
         state.best_holdout, state.best_eval = holdout, evaluation
         note = "; ".join(filter(None, [gate.remark(holdout, to_beat), await _label(ctx, state, round)]))
     else:  # the same labellers would decide the same again
@@ -168,8 +168,8 @@ def _activate(ctx: JobContext, state: LoopState, scorer: Scorer, beside: Sequenc
 async def _label(ctx: JobContext, state: LoopState, round: int) -> str:
     """D2 of the round. Returns what was drawn beyond the plan to reach the target, and why it ended; "" for nothing."""
     previous = state.decisions[-1] if state.decisions else None
-    _add_encoder(ctx, state, round, previous)
-    state.decisions.append(await _decide(ctx, state, round, previous))
+    add_encoder(ctx, state, round, previous)
+    state.decisions.append(await decide_by(ctx, state, round, state.labellers, previous))
     target = ctx.config.select.target_rows
     if target is None or state.decisions[-1].selected >= target:
         return ""
@@ -181,17 +181,11 @@ async def _label(ctx: JobContext, state: LoopState, round: int) -> str:
         number = ctx.config.augment.rounds + state.extra
         state.pool = await extend_pool(ctx, state.seen, number)
         selected = state.decisions[-1].selected
-        state.decisions[-1] = await _decide(ctx, state, round, previous, f"-a{number}")
+        state.decisions[-1] = await decide_by(ctx, state, round, state.labellers, previous, f"-a{number}")
         gained = state.decisions[-1].selected - selected
     note = growth.describe(begun, state.extra - before, state.decisions[-1].selected, target, reason)
     ctx.progress.note(note)
     return note
-
-
-def _add_encoder(ctx: JobContext, state: LoopState, round: int, previous: Decisions | None) -> None:
-    """The round's encoder labels beside the adapters. It learns from the rows that they learnt from."""
-    if ctx.labelling_encoder is not None:
-        state.labellers.append(encoder_of(ctx, ctx.labelling_encoder, round, previous.key if previous else None))
 
 
 def _drawn_rows(ctx: JobContext, state: LoopState) -> int:
@@ -201,36 +195,6 @@ def _drawn_rows(ctx: JobContext, state: LoopState) -> int:
         return decisions.selected
     rows = decided_rows(ctx, state.pool, decisions.key)
     return sum(row["keep"] and candidate.source == "generated" for candidate, row in rows)
-
-
-async def _decide(
-    ctx: JobContext, state: LoopState, round: int, previous: Decisions | None, part: str = "", trust: Trust = EVERY
-) -> Decisions:
-    """Score what the labellers have not seen, or answer it where the task is open, and select."""
-    choose, chunks = settle if ctx.task.is_open else decide, len(state.pool.chunks())
-    for scorer in state.labellers:
-        old = state.scored.get(scorer.name)
-        if old is None:
-            key = await _read_pool(ctx, state, round, scorer)
-            state.scored[scorer.name] = ScoredPool((key,), chunks)
-        elif old.chunks < chunks:
-            key = await _read_pool(ctx, state, round, scorer, part, old.chunks)
-            state.scored[scorer.name] = ScoredPool((*old.keys, key), chunks)
-    labelled = [Labelled(scorer, state.scored[scorer.name].keys) for scorer in state.labellers]
-    return await choose(ctx, round, state.pool, labelled, previous, part, trust)
-
-
-async def _read_pool(
-    ctx: JobContext, state: LoopState, round: int, scorer: Scorer, part: str = "", first: int = 0
-) -> StageKey:
-    """What one labeller says of the pool, from chunk `first` on."""
-    if scorer.view == "encoder" and ctx.labelling_encoder is not None:
-        known = state.encoders.get(0)
-        found = await encode_pool(ctx, ctx.labelling_encoder, round, state.pool, scorer, known, part, first)
-        state.encoders[scorer.born] = found
-        return found.key
-    label_pool = answer_pool if ctx.task.is_open else score_pool
-    return await label_pool(ctx, round, state.pool, scorer, part, first)
 
 
 def _standing(ctx: JobContext, state: LoopState, gained: int | None) -> growth.Standing:

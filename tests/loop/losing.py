@@ -1,11 +1,14 @@
-"""Adapters that lose on gold: an engine that answers wrong under certain names, and seeds that it knows."""
+"""Adapters that lose on gold or do not load: engines that act up at certain names, and seeds that they know."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
+from afdc.adapter import AdapterManifest
+from afdc.errors import AdapterError
 from afdc.task import Task
 from afdc_pipeline.rows import Seed
 from afdc_pipeline.seams import Scores
@@ -33,3 +36,16 @@ class Losing(FakeEngine):
             wrong = np.array([text in self.lost for text in texts])[:, None]
             return Scores(np.where(wrong, scores.logprobs[:, [1, 2, 0]], scores.logprobs), scores.errors)
         return scores
+
+
+class Refusing(FakeEngine):
+    """Refuses adapters whose name has `part` in it."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__()
+        self.part = part
+
+    async def load_adapter(self, folder: Path) -> AdapterManifest:
+        if self.part in folder.name:
+            raise AdapterError("probe failed")
+        return await super().load_adapter(folder)

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from afdc.adapter import AdapterManifest, read_manifest
-from afdc.errors import AdapterError
+from afdc.adapter import read_manifest
 from afdc.presets import build_config
 from afdc.result import RunResult
 from afdc.task import Example, Task
@@ -21,24 +20,11 @@ from afdc_pipeline.state import LoopState
 from tests.fakes.engine import FakeEngine
 from tests.fakes.job import FakeJob, make_job, small_config
 from tests.fakes.trainer import FakeTrainer
-from tests.loop.losing import Losing, named_seeds
+from tests.loop.losing import Losing, Refusing, named_seeds
 from tests.loop.test_local import World, run, write_jsonl
 from tests.loop.test_local import request_of as request_of
 
 GOLD = tuple(Example(id=f"e{i}", text=f"note {i} {name} now", label=name) for i, name in enumerate(["ALPHA", "BETA"]))
-
-
-class Refusing(FakeEngine):
-    """Refuses adapters whose name has `part` in it."""
-
-    def __init__(self, part: str) -> None:
-        super().__init__()
-        self.part = part
-
-    async def load_adapter(self, folder: Path) -> AdapterManifest:
-        if self.part in folder.name:
-            raise AdapterError("probe failed")
-        return await super().load_adapter(folder)
 
 
 def averaged(job: FakeJob) -> list[list[str]]:

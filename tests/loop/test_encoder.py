@@ -31,7 +31,7 @@ def test_no_text_is_labelled_by_a_fit_that_was_tuned_on_it(tmp_path: Path) -> No
     config, engine = small_config(loop=FOLDED), FakeEngine(noise=0.0)
     job = make_job(tmp_path, config, engine=engine, seeds=named_seeds(), unlabeled=real_texts)
     state = job.run()
-    assert sorted(job.encoder.jobs) == ["job-test-e0", "job-test-e1"]
+    assert sorted(job.encoder.jobs) == [f"job-test-{one}" for one in ("e0", "e0-f0-in", "e0-f1-in", "e1")]
     later = job.encoder.jobs["job-test-e1"]
     for one in (fits(job, "e0"), fits(job, "e0", tuned=False), later):
         assert not any(fit.rows & set(fit.texts) for fit in one)

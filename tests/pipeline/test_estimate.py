@@ -38,7 +38,8 @@ def test_counts_of_the_default_preset() -> None:
     assert plan.requests == 24 * 7  # 42 draws a seed, six to a request
     assert plan.adapters == 3 + 2 + 3 * 2  # two folds in each of three rounds
     sample = texts // 2  # for the temperature of the mean, which is scored on eval and seeds, too
-    assert plan.score_reads == 8 * texts + sample + 5 * 50 + 4 * 24
+    reads = 3 + 2 + 3 + 2  # members, rounds, what the folds of three rounds leave out and what those of two keep
+    assert plan.score_reads == reads * texts + sample + 5 * 50 + 4 * 24
     soft = build_config("default", {"select": {"soft_targets": True}})
     assert make_plan(soft, given).score_reads == plan.score_reads - sample  # the seeds alone give it
     assert plan.selected == round(texts * 0.75)

@@ -5,8 +5,8 @@ fold of the seeds and without the texts written from them, score every seed once
 1974). That gates the round's adapter, gives its temperature, and each of the k labels the texts that it was trained
 without beside it.
 
-The labels of the texts left in come from a committee that knows the whole seed set: what is out of fold are the rows
-trained on, not all they were chosen by.
+What a fold's adapter learns beside its seeds was chosen without the seeds left out, too (`labelling.py`). What is left
+of them are the prompts of texts written from other seeds of their label, which may show them to the generator.
 """
 
 from __future__ import annotations

@@ -39,6 +39,7 @@ from afdc_pipeline.stages.runner import StageRun, chunks_digest, run_stage
 
 TEXTS_FILE, SCORES_FILE = "texts.jsonl", "scores.npy"
 ENCODE_STAGE = "score-e"  # how the names of these stages begin
+NOBODY = -1
 FIT_SEEDS = 70  # behind the numbers that distinguish the adapters of a round
 
 
@@ -60,6 +61,12 @@ def encoder_of(ctx: JobContext, encoder: Encoder, round: int, decided: StageKey 
     return Scorer(
         f"e{round}", f"{encoder.info.name}-e{round}", decided, out_of_sample=crossed, born=round, view="encoder"
     )
+
+
+def encoder_of_fold(ctx: JobContext, encoder: Encoder, fold: Fold) -> Scorer:
+    """The encoder of round 0 that leaves a fold of the seeds out, as a labeller of the texts that the fold keeps."""
+    name = f"e0-f{fold.number}-in"
+    return Scorer(name, f"{encoder.info.name}-{name}", fold=fold, inside=True, view="encoder")
 
 
 @dataclass(frozen=True)
@@ -90,22 +97,24 @@ async def encode_pool(
     """Tune the encoder and label D1. Nothing of it is kept: for a pool that has grown it is tuned again, the same.
 
     Args:
-        scorer: as of `encoder_of`.
+        scorer: as of `encoder_of` or `encoder_of_fold`, which is fitted once, without that fold.
         known: that of round 0, whose folds know nothing at all of the seeds left out: it decides whether the encoder is
-            tuned, and its temperature is the lowest. None in round 0 itself.
+            tuned, and its temperature is the lowest, and that of a fold. None in round 0 itself.
         part: names the stage of a pool that has grown; "" for the whole pool.
         first: index of the first chunk that it has not labelled.
     """
-    key, folds = StageKey(round, f"{ENCODE_STAGE}{scorer.born}{part}"), [_whole(ctx), *seed_folds(ctx)]
+    key, folds = StageKey(round, f"score-{scorer.name}{part}"), list(enumerate([_whole(ctx), *seed_folds(ctx)]))
+    if scorer.fold is not None:
+        folds = [(number, fold) for number, fold in folds if fold == scorer.fold]
     chunks, decided = pool.chunks()[first:], scorer.trained_on
     folder = ctx.layout.rounds / f"{scorer.name}{part}"
     coldest = known.temperature if known is not None else 0.0
 
     async def body(run: StageRun) -> dict[str, Any]:
-        parts = [_part(ctx, folder, scorer.born, number, fold) for number, fold in enumerate(folds)]
+        parts = [_part(ctx, folder, scorer.born, number, fold) for number, fold in folds]
         for one in parts:
             _write_rows(ctx, one, pool, decided)
-        placed = _write_texts(ctx, parts, pool, chunks, decided)
+        placed = _write_texts(ctx, parts, pool, chunks, scorer)
         ways = _ways(ctx, parts, known)
         await _label(ctx, encoder, f"{ctx.job}-{scorer.name}{part}", folder, [one.fit for way in ways for one in way])
         scores = [[_scores(one, placed.count(number)) for number, one in enumerate(way)] for way in ways]
@@ -175,18 +184,22 @@ def _write_rows(ctx: JobContext, part: _Part, pool: Pool, decided: StageKey | No
 
 
 def _write_texts(
-    ctx: JobContext, parts: Sequence[_Part], pool: Pool, chunks: Sequence[PoolChunk], decided: StageKey | None
+    ctx: JobContext, parts: Sequence[_Part], pool: Pool, chunks: Sequence[PoolChunk], scorer: Scorer
 ) -> list[int]:
-    """The texts that each part labels: first its held seeds, then candidates. Returns the part of each candidate."""
+    """The texts that each part labels: first its held seeds, then candidates. Returns the part of each candidate, or
+    NOBODY.
+    """
     placed: list[int] = []
     skipped = sum(chunk.size for chunk in pool.chunks()[: len(pool.chunks()) - len(chunks)])
     with ExitStack() as stack:
         streams = [stack.enter_context(atomic_writer(part.fit.texts)) for part in parts]
         for stream, part in zip(streams, parts, strict=True):
             stream.writelines(_line(seed.text) for seed in part.fold.held)
-        for candidate, trained in islice(_trained(ctx, pool, decided), skipped, None):
-            placed.append(_part_of(candidate, parts) if trained else 0)
-            streams[placed[-1]].write(_line(candidate.text))
+        for candidate, trained in islice(_trained(ctx, pool, scorer.trained_on), skipped, None):
+            asked = scorer.asked_about(candidate)
+            placed.append((_part_of(candidate, parts) if trained else 0) if asked else NOBODY)
+            if asked:
+                streams[placed[-1]].write(_line(candidate.text))
     return placed
 
 
@@ -240,9 +253,9 @@ class _Told:
 
 
 def _calibrate(ctx: JobContext, folds: Sequence[_Part], scores: Sequence[FloatArray], coldest: float) -> _Told:
-    """The temperature that fits the seeds out of fold, and how well they are told then; 1 without folds."""
+    """The temperature that fits the seeds out of fold, and how well they are told then; the coldest without folds."""
     if not folds:
-        return _Told(1.0, None, np.empty(0))
+        return _Told(coldest or 1.0, None, np.empty(0))
     held = [found[: len(part.fold.held)] for part, found in zip(folds, scores, strict=True)]
     logprobs = np.concatenate(held).astype(np.float64)
     gold = np.array(ctx.task.positions(seed.label for part in folds for seed in part.fold.held))
@@ -268,6 +281,8 @@ class _Reader:
 
     def _take(self) -> FloatArray:
         part = next(self._placed)
+        if part == NOBODY:
+            return np.empty(0)
         row = np.asarray(self._scores[part][self._next[part]], dtype=np.float64)
         self._next[part] += 1
         return row / self._temperature

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,12 +55,17 @@ async def train_round(
 
 
 async def train_round_fold(
-    ctx: JobContext, round: int, pool: Pool, decisions: Decisions, name: str, number: int, fold: Fold
+    ctx: JobContext, round: int, pool: Pool, learnt: Mapping[int, Decisions], name: str, number: int, fold: Fold
 ) -> str:
-    """Round t >= 1: an adapter on D0 and D2 without a fold of the seeds and the texts written from them."""
+    """Round t >= 1: an adapter on D0 without a fold of the seeds, and on the D2 that the fold decided for itself.
+
+    Args:
+        learnt: D2 of every fold, by its number.
+    """
+    decided = learnt[fold.number]
     run = _Run(ctx.config.train.epochs, ctx.config.train.seed_repeat, FOLD_MEMBERS + number)
-    inputs = f"{chunks_digest(ctx, decisions.key)} without {held_names(fold)}"
-    return await _fit(ctx, round, name, round_rows(ctx, pool, decisions.key, fold), run, inputs)
+    inputs = f"{chunks_digest(ctx, decided.key)} without {held_names(fold)}"
+    return await _fit(ctx, round, name, round_rows(ctx, pool, decided.key, fold), run, inputs)
 
 
 async def average_adapters(

@@ -30,10 +30,11 @@ class Jury:
 
     def votes(self, chunk: PoolChunk, candidates: Sequence[Candidate]) -> NDArray[np.bool_]:
         """Bool [n]."""
+        asked = np.array([self._scorer.asked_about(one) for one in candidates], dtype=np.bool_)
         if chunk.index not in self._refs:
-            return np.array([self._scorer.asked_about(one) for one in candidates], dtype=np.bool_)
+            return asked
         rows = self._ctx.store.get(self._refs[chunk.index])
-        return np.array([not self._was_taught(row) for row in rows], dtype=np.bool_)
+        return asked & np.array([not self._was_taught(row) for row in rows], dtype=np.bool_)
 
     def _was_taught(self, row: dict[str, Any]) -> bool:
         return self._ctx.learns_from(row) if self._scorer.view == "adapter" else bool(row["keep"])

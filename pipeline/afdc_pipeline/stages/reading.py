@@ -38,6 +38,8 @@ class Scorer:
     """The decisions whose rows it was trained on; None for the base model and for adapters of seeds alone."""
     fold: Fold | None = None
     """What it was trained without, and labels; None: it labels all of D1."""
+    inside: bool = False
+    """It labels what its fold keeps instead: the texts that the fold's own next adapter may learn from."""
     out_of_sample: bool = False
     """It labels no text with weights that were trained on it."""
     temperature: float = 1.0
@@ -63,7 +65,7 @@ class Scorer:
 
     def asked_about(self, candidate: Candidate) -> bool:
         """Whether it labels this text."""
-        return self._draws(candidate) and (self.fold is None or self.fold.leaves_out(candidate))
+        return self._draws(candidate) and (self.fold is None or self.fold.leaves_out(candidate) is not self.inside)
 
     def _draws(self, candidate: Candidate) -> bool:
         # other digits than those that deal real texts out to the folds: the two choices must not go together
