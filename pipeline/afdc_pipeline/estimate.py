@@ -220,9 +220,9 @@ def _scored_texts(config: RunConfig, inputs: PlanInputs, candidates: int) -> int
     """Texts times the scorers that read them: each labeller reads D1; the base, round 0 and each round read eval."""
     held, folds = sum(seed.holdout for seed in inputs.seeds), _folds(config, inputs)
     crossed_rounds = _fold_fits(config, folds) // max(folds, 1)  # a round's folds read D1 once between them
-    inside = (crossed_rounds - 1) * max(folds - 1, 0)  # and what they keep, before the next round: k - 1 times
-    inside = 0 if inputs.task.is_open else inside  # where an answer is free text they have read all of it
-    labellers = max(config.loop.members, 1) + config.loop.rounds + crossed_rounds + max(inside, 0)
+    inside = max(crossed_rounds - 1, 0) * max(folds - 1, 0)  # and what they keep k - 1 times, before the next round
+    nested = 0 if inputs.task.is_open else inside  # where an answer is free text they have read all of it
+    labellers = max(config.loop.members, 1) + config.loop.rounds + crossed_rounds + nested
     averaged = int(_averages(config, inputs) > 0)
     judged = 2 + config.loop.rounds + averaged
     crossed = len(inputs.seeds) * (judged - 1) if folds else 0  # each seed by the fold that left it out
