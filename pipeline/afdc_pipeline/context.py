@@ -11,6 +11,7 @@ from typing import Any
 from afdc.config import RunConfig, SelectConfig
 from afdc.layout import RunLayout
 from afdc.task import Example, Task
+from afdc_pipeline.holdout import Fold
 from afdc_pipeline.learning import learns_from_all
 from afdc_pipeline.rows import Seed
 from afdc_pipeline.seams import (
@@ -25,6 +26,7 @@ from afdc_pipeline.seams import (
     StageKey,
     Trainer,
 )
+from afdc_pipeline.select.selector import scaled
 
 
 @dataclass(frozen=True)
@@ -106,13 +108,12 @@ class JobContext:
         """The encoder that labels D1; None for an open task, whose answers it cannot give."""
         return None if self.task.is_open else self.encoder
 
-    @property
-    def selecting(self) -> SelectConfig:
-        """The settings of selection, `agreement` settled."""
+    def selecting(self, fold: Fold | None = None) -> SelectConfig:
+        """The settings of selection, `agreement` settled; of a fold with caps for the texts that it keeps."""
         chosen = self.config.select
-        if chosen.agreement is not None:
-            return chosen
-        return chosen.model_copy(update={"agreement": self.labelling_encoder is None})
+        if chosen.agreement is None:
+            chosen = chosen.model_copy(update={"agreement": self.labelling_encoder is None})
+        return chosen if fold is None else scaled(chosen, 1 - 1 / fold.of)
 
     def learns_from(self, decision: Mapping[str, Any]) -> bool:
         """Whether the adapters of the next round learn from the text of this row of decisions."""

@@ -219,16 +219,23 @@ def _selected(config: RunConfig, task: Task, candidates: int, ceiling: int | Non
 def _scored_texts(config: RunConfig, inputs: PlanInputs, candidates: int) -> int:
     """Texts times the scorers that read them: each labeller reads D1; the base, round 0 and each round read eval."""
     held, folds = sum(seed.holdout for seed in inputs.seeds), _folds(config, inputs)
-    crossed_rounds = _fold_fits(config, folds) // max(folds, 1)  # a round's folds read D1 once between them
-    inside = max(crossed_rounds - 1, 0) * max(folds - 1, 0)  # and what they keep k - 1 times, before the next round
-    nested = 0 if inputs.task.is_open else inside  # where an answer is free text they have read all of it
-    labellers = max(config.loop.members, 1) + config.loop.rounds + crossed_rounds + nested
+    labellers = max(config.loop.members, 1) + config.loop.rounds + _fold_reads(config, inputs.task, folds)
     averaged = int(_averages(config, inputs) > 0)
     judged = 2 + config.loop.rounds + averaged
     crossed = len(inputs.seeds) * (judged - 1) if folds else 0  # each seed by the fold that left it out
     calibrated = folds and averaged and not (inputs.task.is_open or config.select.soft_targets)
     sampled = candidates // sample_step(candidates) if calibrated else 0
     return labellers * candidates + judged * inputs.eval_rows + (judged - 1) * held + crossed + sampled
+
+
+def _fold_reads(config: RunConfig, task: Task, folds: int) -> int:
+    """Times that the folds' adapters read D1: of a round all of it between them, and before the next round what each
+    keeps, k - 1 times. Where an answer is free text each reads all of it once.
+    """
+    if not folds:
+        return 0
+    rounds = _fold_fits(config, folds) // folds
+    return rounds * folds if task.is_open else rounds + max(rounds - 1, 0) * (folds - 1)
 
 
 def _averages(config: RunConfig, inputs: PlanInputs) -> int:

@@ -2,13 +2,14 @@
 
 The committee's labellers know all seeds. An adapter that leaves a fold of the seeds out, but learns from labels that
 the committee chose, has heard of the seeds that it is asked about: it tells them too well, and so do the gate and the
-confidence that rest on it. So every fold runs a small loop of its own, in which nothing has seen its held seeds:
+confidence that rest on it. So every fold runs a small loop of its own, whose labellers never learnt its held seeds:
 
     D2_f <- select(the fold's adapters and encoder label the texts that the fold keeps)
     M_t,f <- fit(base, D0 without the fold + D2_f)
 
 That is nested cross-validation (Varma and Simon 2006, doi 10.1186/1471-2105-7-91): the choice of labels is part of the
-training, and is done again without what is held out. It costs no training: the adapters of a fold are there already.
+training, and is done again without what is held out. No adapter is trained for it that was not there before.
+docs/decisions/0016 says what the folds still have in common.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from afdc_pipeline.context import JobContext
+from afdc_pipeline.holdout import Fold
 from afdc_pipeline.seams import StageKey
 from afdc_pipeline.select.selector import EVERY
 from afdc_pipeline.select.trust import Trust
@@ -40,23 +42,26 @@ def begin_folds(ctx: JobContext, state: LoopState, adapters: Sequence[Scorer]) -
     """The first labellers of every fold: its adapter of round 0, or the base model, and an encoder of its seeds alone.
 
     Args:
-        adapters: those of round 0 that leave a fold out; one that the engine refused is missing.
+        adapters: those of round 0 that leave a fold out. A fold whose adapter the engine refused is given up: its
+            encoder alone would let every text pass.
     """
     for fold in seed_folds(ctx):
         own = [_inside(ctx, one, None) for one in adapters if one.fold == fold] if ctx.config.loop.members else [BASE]
+        if not own:
+            ctx.progress.note(f"fold {fold.number} has no adapter: its {len(fold.held)} seeds gate no later round")
+            continue
         if ctx.labelling_encoder is not None:
             own.append(encoder_of_fold(ctx, ctx.labelling_encoder, fold))
-        if own:
-            state.fold_labellers[fold.number] = own
+        state.fold_labellers[fold.number] = own
 
 
 def extend_folds(
-    ctx: JobContext, state: LoopState, adapters: Sequence[Scorer], learnt: Mapping[int, Decisions]
+    ctx: JobContext, state: LoopState, adapters: Sequence[Scorer], of_folds: Mapping[int, Decisions]
 ) -> None:
     """A round's adapters join the labellers of their folds, or take their place where only the last one labels."""
     for one in adapters:
         if one.fold is not None:
-            own, new = state.fold_labellers[one.fold.number], _inside(ctx, one, learnt[one.fold.number].key)
+            own, new = state.fold_labellers[one.fold.number], _inside(ctx, one, of_folds[one.fold.number].key)
             stay = [old for old in own if old.view == "encoder" or (ctx.config.loop.ensemble and old != BASE)]
             state.fold_labellers[one.fold.number] = [*stay, new]
 
@@ -73,10 +78,12 @@ def _inside(ctx: JobContext, adapter: Scorer, learnt: StageKey | None) -> Scorer
 
 async def decide_folds(ctx: JobContext, state: LoopState, round: int) -> dict[int, Decisions]:
     """What the adapters of every fold learn in a round, by the fold's number."""
-    return {
-        number: await decide_by(ctx, state, round, labellers, None, f"-f{number}")
-        for number, labellers in state.fold_labellers.items()
-    }
+    found: dict[int, Decisions] = {}
+    for fold in seed_folds(ctx):
+        labellers, part = state.fold_labellers.get(fold.number, []), f"-f{fold.number}"
+        if labellers:
+            found[fold.number] = await decide_by(ctx, state, round, labellers, None, part, fold=fold)
+    return found
 
 
 async def decide_by(
@@ -87,8 +94,12 @@ async def decide_by(
     previous: Decisions | None,
     part: str = "",
     trust: Trust = EVERY,
+    fold: Fold | None = None,
 ) -> Decisions:
-    """Score what the labellers have not seen, or answer it where the task is open, and select."""
+    """Score what the labellers have not seen, or answer it where the task is open, and select.
+
+    Arguments are as of `decide`.
+    """
     choose, chunks = settle if ctx.task.is_open else decide, len(state.pool.chunks())
     for scorer in labellers:
         old = state.scored.get(scorer.name)
@@ -99,7 +110,7 @@ async def decide_by(
             key = await _read_pool(ctx, state, round, scorer, part, old.chunks)
             state.scored[scorer.name] = ScoredPool((*old.keys, key), chunks)
     labelled = [Labelled(scorer, state.scored[scorer.name].keys) for scorer in labellers]
-    return await choose(ctx, round, state.pool, labelled, previous, part, trust)
+    return await choose(ctx, round, state.pool, labelled, previous, part, trust, fold)
 
 
 async def _read_pool(

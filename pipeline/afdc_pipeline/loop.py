@@ -22,7 +22,7 @@ from afdc_pipeline.select.trust import Trust
 from afdc_pipeline.spending import spent, stage_seconds
 from afdc_pipeline.stages.augment import SeenTexts, build_pool, extend_pool
 from afdc_pipeline.stages.average import AVERAGE, Trained, average_rounds, describe, mixtures
-from afdc_pipeline.stages.crossfit import CrossFit, Learnt, cross_fit, seed_folds
+from afdc_pipeline.stages.crossfit import CommitteeLabels, CrossFit, cross_fit, seed_folds
 from afdc_pipeline.stages.decide import decided_rows
 from afdc_pipeline.stages.fit import train_member, train_round, train_round_fold, train_seed_fold
 from afdc_pipeline.stages.gold import on_eval, on_holdout
@@ -67,10 +67,10 @@ async def _average(ctx: JobContext, state: LoopState) -> None:
     """M* becomes the mean of the rounds' adapters where the gate lets it through. It labels nothing."""
     if not ctx.config.loop.average:
         return
-    last, learnt = state.history[-1], Learnt(state.pool, state.decisions[-1].key)
+    last, committee = state.history[-1], CommitteeLabels(state.pool, state.decisions[-1].key)
     notes = [last.note]
     for number, rounds in enumerate(mixtures(state.trained)):
-        mean = await average_rounds(ctx, last.round, f"{AVERAGE}{number or ''}", rounds, learnt)
+        mean = await average_rounds(ctx, last.round, f"{AVERAGE}{number or ''}", rounds, committee)
         passed = gate.passes(mean.holdout, gate.best_of(one.holdout for one in state.history))
         notes.append(describe(rounds, mean, passed=passed))
         ctx.progress.note(notes[-1])
@@ -130,10 +130,10 @@ async def _member(ctx: JobContext, number: int, temperature: float) -> Scorer:
 async def _self_train(ctx: JobContext, state: LoopState, round: int) -> None:
     """One round: fit on D0 and D2, verify and activate, gate, relabel D1, rebuild D2."""
     previous = None if state.best == BASE else state.best.adapter
-    learnt = await decide_folds(ctx, state, round)
-    folds = [fold for fold in seed_folds(ctx) if fold.number in learnt]
-    train = partial(train_round_fold, ctx, round, state.pool, learnt)
-    fitted = await cross_fit(ctx, round, f"r{round}", train, Learnt(state.pool, state.decisions[-1].key), folds)
+    committee, of_folds = CommitteeLabels(state.pool, state.decisions[-1].key), await decide_folds(ctx, state, round)
+    folds = [fold for fold in seed_folds(ctx) if fold.number in of_folds]
+    train = partial(train_round_fold, ctx, round, state.pool, of_folds)
+    fitted = await cross_fit(ctx, round, f"r{round}", train, committee, folds)
     adapter = await train_round(ctx, round, state.pool, state.decisions[-1], previous, fitted.temperature)
     scorer = Scorer(f"r{round}", adapter, state.decisions[-1].key, temperature=fitted.temperature, born=round)
     refused = await accept_adapter(ctx, round, scorer.name, scorer.served)
@@ -148,7 +148,7 @@ async def _self_train(ctx: JobContext, state: LoopState, round: int) -> None:
     state.trained.append(Trained(scorer, fitted.scorers, accepted))
     if accepted:
         _activate(ctx, state, scorer, fitted.scorers)
-        extend_folds(ctx, state, fitted.scorers, learnt)
+        extend_folds(ctx, state, fitted.scorers, of_folds)
         state.best_holdout, state.best_eval = holdout, evaluation
         note = "; ".join(filter(None, [gate.remark(holdout, to_beat), await _label(ctx, state, round)]))
     else:  # the same labellers would decide the same again

@@ -32,7 +32,7 @@ class LoopState:
     seen: SeenTexts
     labellers: list[Scorer] = field(default_factory=list)
     fold_labellers: dict[int, list[Scorer]] = field(default_factory=dict)
-    """By the number of a fold: who labels what it keeps, for its own next adapter. None has seen its held seeds."""
+    """By the number of a fold: who labels what it keeps, for its next adapter. None was trained on its held seeds."""
     scored: dict[str, ScoredPool] = field(default_factory=dict)
     best: Scorer = BASE
     best_holdout: Evaluation | None = None

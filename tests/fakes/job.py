@@ -1,7 +1,8 @@
 """A whole job over the real ledger, store and duplicate index, with the fake engine and trainer.
 
-Run as a program it is what the kill tests kill: `python -m tests.fakes.job DIR [--kill-at N] [--target-rows N]` sends
-itself SIGKILL at the Nth durable step (fsync, rename or commit) and prints the number of steps when it survives.
+Run as a program it is what the kill tests kill: `python -m tests.fakes.job DIR [--kill-at N] [--target-rows N]
+[--folds N]` sends itself SIGKILL at the Nth durable step (fsync, rename or commit) and prints the number of steps when
+it survives.
 """
 
 from __future__ import annotations
@@ -63,6 +64,11 @@ def growing_config(target: int, **sections: dict[str, Any]) -> RunConfig:
         "select": {"target_rows": target},
     }
     return build_config("default", base, sections)
+
+
+def folded_config(folds: int) -> RunConfig:
+    """One round beside folds of the seeds."""
+    return small_config(loop={"rounds": 1, "members": 1, "folds": folds})
 
 
 @dataclass
@@ -144,8 +150,10 @@ def main() -> None:
     parser.add_argument("root", type=Path)
     parser.add_argument("--kill-at", type=int, default=0)
     parser.add_argument("--target-rows", type=int)
+    parser.add_argument("--folds", type=int)
     given = parser.parse_args()
-    job = make_job(given.root, growing_config(given.target_rows) if given.target_rows else None)
+    config = growing_config(given.target_rows) if given.target_rows else None
+    job = make_job(given.root, folded_config(given.folds) if given.folds else config)
     switch = KillSwitch(given.kill_at)
     switch.arm(job)
     job.run()

@@ -16,11 +16,12 @@ from afdc.adapter import AdapterManifest
 from afdc.config import RunConfig
 from afdc.errors import AdapterError, ConflictError
 from tests.fakes.engine import FakeEngine
-from tests.fakes.job import growing_config, make_job, small_config
+from tests.fakes.job import folded_config, growing_config, make_job, small_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TARGET = 150
 GROW = ("--target-rows", str(TARGET))
+FOLD = ("--folds", "2")
 EVERY = 29  # a prime step walks over all kinds of points; the slow test takes every one
 
 
@@ -51,6 +52,16 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, object]:
     return int(child.stdout), job.rows(state)
 
 
+@pytest.fixture(scope="module")
+def folded(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, object]:
+    """The same of a job whose folds decide for themselves."""
+    root = tmp_path_factory.mktemp("folded")
+    child = run_child(root, 0, *FOLD)
+    assert child.returncode == 0, child.stderr
+    job = make_job(root, folded_config(2))
+    return int(child.stdout), job.rows(job.run())
+
+
 def check_all(
     tmp_path: Path, undisturbed: tuple[int, object], points: list[int], config: RunConfig | None = None, *more: str
 ) -> None:
@@ -70,6 +81,10 @@ def test_a_kill_at_sampled_steps_changes_no_row(tmp_path: Path, undisturbed: tup
 
 def test_a_kill_while_the_target_is_drawn_for_changes_no_row(tmp_path: Path, grown: tuple[int, object]) -> None:
     check_all(tmp_path, grown, list(range(1, grown[0] + 1, EVERY)), growing_config(TARGET), *GROW)
+
+
+def test_a_kill_while_the_folds_decide_changes_no_row(tmp_path: Path, folded: tuple[int, object]) -> None:
+    check_all(tmp_path, folded, list(range(1, folded[0] + 1, EVERY)), folded_config(2), *FOLD)
 
 
 @pytest.mark.slow

@@ -5,4 +5,15 @@ from afdc_pipeline.select.diversity import Features, hashed_features
 from afdc_pipeline.select.selector import select
 from afdc_pipeline.select.trust import Trust
 
-__all__ = ["REASONS", "Columns", "Features", "Reason", "Selection", "Trust", "hashed_features", "select", "tie_break"]
+__all__ = [
+    "REASONS",
+    "Columns",
+    "Features",
+    "Reason",
+    "Selection",
+    "Trust",
+    "hashed_features",
+    "scaled",
+    "select",
+    "tie_break",
+]

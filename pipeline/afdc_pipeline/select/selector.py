@@ -49,6 +49,12 @@ def select(
     return Selection(keep=keep, reason=reason, weight=weight.astype(np.float32))
 
 
+def scaled(config: SelectConfig, share: float) -> SelectConfig:
+    """The caps of a share (0..1) of the texts: what they cut is as large a part of these as of all."""
+    caps = {"target_rows": config.target_rows, "per_label": config.per_label}
+    return config.model_copy(update={name: max(round(cap * share), 1) for name, cap in caps.items() if cap is not None})
+
+
 def _filtered(columns: Columns, config: SelectConfig) -> NDArray[np.uint8]:
     """Reasons that concern one row alone. The first that applies counts."""
     unscored = columns.rejected | (columns.label < 0)

@@ -14,7 +14,7 @@ from afdc.result import Evaluation
 from afdc_pipeline import gate
 from afdc_pipeline.context import JobContext
 from afdc_pipeline.holdout import Fold
-from afdc_pipeline.stages.crossfit import CrossFit, Learnt, cross_fit, seed_folds
+from afdc_pipeline.stages.crossfit import CommitteeLabels, CrossFit, cross_fit, seed_folds
 from afdc_pipeline.stages.fit import average_adapters
 from afdc_pipeline.stages.gold import on_holdout
 from afdc_pipeline.stages.reading import Scorer
@@ -57,7 +57,9 @@ def mixtures(rounds: Sequence[Trained]) -> list[list[Trained]]:
     return [rounds for rounds in [*tried, passed] if len(rounds) > 1]
 
 
-async def average_rounds(ctx: JobContext, round: int, name: str, rounds: Sequence[Trained], learnt: Learnt) -> Averaged:
+async def average_rounds(
+    ctx: JobContext, round: int, name: str, rounds: Sequence[Trained], committee: CommitteeLabels
+) -> Averaged:
     """Publish, verify and load the mean of at least two rounds' adapters, at a temperature of its own.
 
     Without folds to score it has the temperature of the last of them.
@@ -65,10 +67,10 @@ async def average_rounds(ctx: JobContext, round: int, name: str, rounds: Sequenc
     Args:
         round: the last one of the job, which the mean belongs to.
         name: short name of the mean, which names its stages.
-        learnt: D1, and the labels of its texts that the temperature is fitted on.
+        committee: the labels of D1 that the temperature is fitted on.
     """
     last = rounds[-1].scorer
-    fitted = await _cross_fit(ctx, round, name, rounds, learnt)
+    fitted = await _cross_fit(ctx, round, name, rounds, committee)
     temperature = last.temperature if fitted.evaluation is None else fitted.temperature
     adapter = await average_adapters(ctx, round, name, [one.scorer.served for one in rounds], temperature)
     refused = await accept_adapter(ctx, round, name, adapter)
@@ -78,19 +80,21 @@ async def average_rounds(ctx: JobContext, round: int, name: str, rounds: Sequenc
     return Averaged(scorer, fitted.evaluation or await on_holdout(ctx, round, scorer))
 
 
-async def _cross_fit(ctx: JobContext, round: int, name: str, rounds: Sequence[Trained], learnt: Learnt) -> CrossFit:
+async def _cross_fit(
+    ctx: JobContext, round: int, name: str, rounds: Sequence[Trained], committee: CommitteeLabels
+) -> CrossFit:
     """Means of the folds' adapters, of the folds that every round has one of.
 
     They label nothing: they read texts of D1 only where the reported temperature rests on these.
     """
     served = [{one.fold: one.served for one in trained.folds} for trained in rounds]
 
-    async def train(short: str, _number: int, fold: Fold) -> str:
+    async def train(short: str, fold: Fold) -> str:
         return await average_adapters(ctx, round, short, [one[fold] for one in served])
 
     folds = [fold for fold in seed_folds(ctx) if all(fold in one for one in served)]
-    step = 0 if ctx.config.select.soft_targets else sample_step(learnt.pool.size)
-    return await cross_fit(ctx, round, name, train, learnt, folds, step)
+    step = 0 if ctx.config.select.soft_targets else sample_step(committee.pool.size)
+    return await cross_fit(ctx, round, name, train, committee, folds, step)
 
 
 def sample_step(texts: int) -> int:

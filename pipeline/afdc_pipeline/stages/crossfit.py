@@ -5,8 +5,8 @@ fold of the seeds and without the texts written from them, score every seed once
 1974). That gates the round's adapter, gives its temperature, and each of the k labels the texts that it was trained
 without beside it.
 
-What a fold's adapter learns beside its seeds was chosen without the seeds left out, too (`labelling.py`). What is left
-of them are the prompts of texts written from other seeds of their label, which may show them to the generator.
+What a fold's adapter learns beside its seeds was chosen by labellers that never learnt the seeds left out, either
+(`labelling.py`; docs/decisions/0016 says what the folds have in common all the same).
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class CrossFit:
 
 
 @dataclass(frozen=True)
-class Learnt:
-    """Rows of D2: the pool and the decisions that chose them."""
+class CommitteeLabels:
+    """D1 and the committee's decisions on it, which a round's own adapter learns from."""
 
     pool: Pool
     decided: StageKey
@@ -84,8 +84,8 @@ async def cross_fit(
     ctx: JobContext,
     round: int,
     name: str,
-    train: Callable[[str, int, Fold], Awaitable[str]],
-    learnt: Learnt | None = None,
+    train: Callable[[str, Fold], Awaitable[str]],
+    committee: CommitteeLabels | None = None,
     folds: Sequence[Fold] | None = None,
     one_in: int = 1,
 ) -> CrossFit:
@@ -93,18 +93,18 @@ async def cross_fit(
 
     Args:
         name: of the round's adapters ("m", "r1"): the k are `name`-f0, `name`-f1 and so on.
-        train: trains the adapter of that short name and fold number on a fold's rows; returns its full name.
-        learnt: what they are trained on beside the seeds; None for seeds alone.
+        train: trains the adapter of that short name on a fold's rows; returns its full name.
+        committee: whose labels they are compared with, to tell how sure they may be; None in round 0.
         folds: some of `seed_folds`; None for all of them.
         one_in: they say of one text in so many how sure they are; 0: of none.
     """
-    parts, trained_on = seed_folds(ctx) if folds is None else folds, learnt.decided if learnt else None
+    parts = seed_folds(ctx) if folds is None else folds
     scorers: list[Scorer] = []
     scored: list[tuple[Fold, Scorer, Evaluation]] = []
-    for number, fold in enumerate(parts):
-        short = f"{name}-f{number}"
-        adapter = await train(short, number, fold)
-        scorer = Scorer(short, adapter, trained_on, fold, out_of_sample=True, born=round, one_in=one_in)
+    for fold in parts:
+        short = f"{name}-f{fold.number}"
+        adapter = await train(short, fold)
+        scorer = Scorer(short, adapter, fold=fold, out_of_sample=True, born=round, one_in=one_in)
         if await accept_adapter(ctx, round, scorer.name, scorer.served):
             continue
         scorers.append(scorer)
@@ -116,8 +116,8 @@ async def cross_fit(
         return CrossFit(tuple(scorers))
     if ctx.task.is_open:
         return CrossFit(tuple(scorers), _pooled([one for _, _, one in scored]))
-    unseen = await _left_out(ctx, round, scorers, learnt) if learnt and one_in else []
-    taught = learnt is not None and ctx.config.select.soft_targets
+    unseen = await _left_out(ctx, round, scorers, committee) if committee and one_in else []
+    taught = committee is not None and ctx.config.select.soft_targets
     return _calibrated(ctx, round, tuple(scorers), scored, unseen, taught=taught)
 
 
@@ -163,18 +163,20 @@ def _as_sure_as_they_agree(rows: FloatArray, unseen: Sequence[_LeftOut]) -> floa
     return calibration.matched_temperature(rows, calibration.agreement(said, decided))
 
 
-async def _left_out(ctx: JobContext, round: int, scorers: Sequence[Scorer], learnt: Learnt) -> list[_LeftOut]:
+async def _left_out(
+    ctx: JobContext, round: int, scorers: Sequence[Scorer], committee: CommitteeLabels
+) -> list[_LeftOut]:
     """What each fold says of the texts that it was trained without, in parts that are not empty.
 
-    A handful of seeds tells little of how sure is too sure, and those of a later round are told too well. Hundreds of
-    texts with the committee's labels say more. Some thousand rows of each kind of text are enough.
+    A handful of seeds tells little of how sure is too sure. Hundreds of texts with the committee's labels say more.
+    Some thousand rows of each kind of text are enough.
     """
-    keys = [await score_pool(ctx, round, learnt.pool, scorer) for scorer in scorers]
+    keys = [await score_pool(ctx, round, committee.pool, scorer) for scorer in scorers]
     refs = [{record.index: record.ref for record in ctx.ledger.chunks(key)} for key in keys]
     found: list[_LeftOut] = []
     taken = {False: 0, True: 0}  # rows of D2 that were generated, and the user's own
-    decided = {record.index: record.ref for record in ctx.ledger.chunks(learnt.decided)}
-    for chunk in learnt.pool.chunks():
+    decided = {record.index: record.ref for record in ctx.ledger.chunks(committee.decided)}
+    for chunk in committee.pool.chunks():
         if chunk.index in decided and taken[chunk.real] < CALIBRATION_ROWS:
             rows = ctx.store.get(decided[chunk.index])
             parts = [_compared(ctx, rows, ctx.store.get(stored[chunk.index]), chunk.real) for stored in refs]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from afdc.errors import StorageError
 from afdc_pipeline import scoring
 from afdc_pipeline.context import JobContext
+from afdc_pipeline.holdout import Fold
 from afdc_pipeline.pool import Pool, PoolChunk
 from afdc_pipeline.rows import Candidate
 from afdc_pipeline.seams import FloatArray, StageKey
@@ -66,6 +67,7 @@ async def decide(
     previous: Decisions | None,
     part: str = "",
     trust: Trust = EVERY,
+    fold: Fold | None = None,
 ) -> Decisions:
     """Label D1 with the mean of the given labellers and select D2.
 
@@ -74,13 +76,16 @@ async def decide(
         previous: the last round's decisions, for the flip rate; D1 may have grown since.
         part: names the stage where a pool that has grown is decided again; "" for the first time in a round.
         trust: which rows are sure enough.
+        fold: what it leaves out is not chosen from, and the caps are those of its share.
     """
     key = StageKey(round, f"select{part}")
 
     async def body(run: StageRun) -> dict[str, Any]:
-        view = LabelView(ctx, pool, labelled)
+        view = LabelView(ctx, pool, labelled, fold)
         columns = view.columns()
-        chosen = select(columns, ctx.selecting, len(ctx.task.names), lambda rows: pool_features(pool, rows), trust)
+        chosen = select(
+            columns, ctx.selecting(fold), len(ctx.task.names), lambda rows: pool_features(pool, rows), trust
+        )
         old = None if previous is None else _stored_labels(ctx, previous.key, pool.size)
         _write(run, view, columns, chosen)
         return _summary(ctx, columns, chosen, old, view.agreement)
@@ -91,19 +96,26 @@ async def decide(
         "previous": None if previous is None else previous.key.round,
         "trust": asdict(trust),
     }
-    result = await run_stage(ctx, key, inputs, body, title="select D2", total=pool.size)
+    result = await run_stage(ctx, key, inputs, body, title=select_title(fold), total=pool.size)
     return Decisions(key=key, **result)
+
+
+def select_title(fold: Fold | None) -> str:
+    """What the progress display calls a selection."""
+    return "select D2" if fold is None else f"select D2 without fold {fold.number}"
 
 
 class LabelView:
     """The pool's label distributions under a committee.
 
     They are computed once, chunk by chunk, into a scratch file that is mapped and not held: float32 [n, L + 2], the
-    common distribution, the members' disagreement, and whether their kinds are divided.
+    common distribution, the members' disagreement, and whether their kinds are divided. What `fold` leaves out has
+    none.
     """
 
-    def __init__(self, ctx: JobContext, pool: Pool, labelled: Sequence[Labelled]) -> None:
+    def __init__(self, ctx: JobContext, pool: Pool, labelled: Sequence[Labelled], fold: Fold | None = None) -> None:
         self._ctx = ctx
+        self._fold = fold
         self.pool = pool
         self._labels = {name: i for i, name in enumerate(ctx.task.names)}
         self._seeds = {seed.id: i for i, seed in enumerate(ctx.inputs.seeds)}
@@ -151,15 +163,18 @@ class LabelView:
         table = map_scratch(self._ctx.layout.state, shape)
         for chunk in self.pool.chunks():
             rows = [read_logprobs(self._ctx.store.get(refs[chunk.index]), shape[1] - 2) for refs in self._refs]
-            members = [scoring.normalise(one / t) for one, t in zip(rows, temperatures, strict=True)]
-            where = slice(chunk.start, chunk.start + chunk.size)
             candidates = self.pool.read(chunk)
+            unseen = np.array([self._fold is not None and self._fold.leaves_out(one) for one in candidates])
+            known = [np.where(unseen[:, None], np.nan, one) for one in rows]
+            members = [scoring.normalise(one / t) for one, t in zip(known, temperatures, strict=True)]
+            where = slice(chunk.start, chunk.start + chunk.size)
             votes = [jury.votes(chunk, candidates) for jury in juries]
             witnesses = scoring.Witnesses.of(members, votes, [one.scorer.view for one in labelled])
             table[where, :-2] = witnesses.mean()
             table[where, -2] = scoring.disagreement(members)
             table[where, -1] = witnesses.divided()
-            self._intended[where] = [self._labels.get(c.intended or "", -1) for c in candidates]
+            written_for = [self._labels.get(c.intended or "", -1) for c in candidates]
+            self._intended[where] = np.where(unseen, -1, written_for)
         return table
 
     def _scored(self, chunk: PoolChunk) -> FloatArray:

@@ -38,7 +38,8 @@ from afdc_pipeline.stages.reading import Scorer
 from afdc_pipeline.stages.runner import StageRun, chunks_digest, run_stage
 
 TEXTS_FILE, SCORES_FILE = "texts.jsonl", "scores.npy"
-ENCODE_STAGE = "score-e"  # how the names of these stages begin
+ENCODER = "e"  # how the short names of encoders begin
+ENCODE_STAGE = f"score-{ENCODER}"  # how the names of these stages begin
 NOBODY = -1
 FIT_SEEDS = 70  # behind the numbers that distinguish the adapters of a round
 
@@ -59,13 +60,13 @@ def encoder_of(ctx: JobContext, encoder: Encoder, round: int, decided: StageKey 
     """
     crossed = bool(seed_folds(ctx))
     return Scorer(
-        f"e{round}", f"{encoder.info.name}-e{round}", decided, out_of_sample=crossed, born=round, view="encoder"
+        f"{ENCODER}{round}", f"{encoder.info.name}-e{round}", decided, out_of_sample=crossed, born=round, view="encoder"
     )
 
 
 def encoder_of_fold(ctx: JobContext, encoder: Encoder, fold: Fold) -> Scorer:
     """The encoder of round 0 that leaves a fold of the seeds out, as a labeller of the texts that the fold keeps."""
-    name = f"e0-f{fold.number}-in"
+    name = f"{ENCODER}0-f{fold.number}-in"
     return Scorer(name, f"{encoder.info.name}-{name}", fold=fold, inside=True, view="encoder")
 
 
@@ -186,9 +187,7 @@ def _write_rows(ctx: JobContext, part: _Part, pool: Pool, decided: StageKey | No
 def _write_texts(
     ctx: JobContext, parts: Sequence[_Part], pool: Pool, chunks: Sequence[PoolChunk], scorer: Scorer
 ) -> list[int]:
-    """The texts that each part labels: first its held seeds, then candidates. Returns the part of each candidate, or
-    NOBODY.
-    """
+    """The texts that each part labels: first its held seeds, then candidates. Returns each one's part, or NOBODY."""
     placed: list[int] = []
     skipped = sum(chunk.size for chunk in pool.chunks()[: len(pool.chunks()) - len(chunks)])
     with ExitStack() as stack:

@@ -32,9 +32,9 @@ async def train_member(ctx: JobContext, member: int, temperature: float = 1.0) -
     return await _fit(ctx, 0, f"m{member}", rows, _Run(ctx.config.train.seed_epochs, 1, member, temperature))
 
 
-async def train_seed_fold(ctx: JobContext, name: str, number: int, fold: Fold) -> str:
+async def train_seed_fold(ctx: JobContext, name: str, fold: Fold) -> str:
     """Round 0: an adapter on D0 without a fold of the seeds. Returns its name."""
-    run = _Run(ctx.config.train.seed_epochs, 1, FOLD_MEMBERS + number)
+    run = _Run(ctx.config.train.seed_epochs, 1, FOLD_MEMBERS + fold.number)
     return await _fit(ctx, 0, name, seed_rows(ctx, fold.train), run, held_names(fold))
 
 
@@ -55,17 +55,19 @@ async def train_round(
 
 
 async def train_round_fold(
-    ctx: JobContext, round: int, pool: Pool, learnt: Mapping[int, Decisions], name: str, number: int, fold: Fold
+    ctx: JobContext, round: int, pool: Pool, decided: Mapping[int, Decisions], name: str, fold: Fold
 ) -> str:
     """Round t >= 1: an adapter on D0 without a fold of the seeds, and on the D2 that the fold decided for itself.
 
     Args:
-        learnt: D2 of every fold, by its number.
+        decided: D2 of every fold, by its number.
     """
-    decided = learnt[fold.number]
-    run = _Run(ctx.config.train.epochs, ctx.config.train.seed_repeat, FOLD_MEMBERS + number)
-    inputs = f"{chunks_digest(ctx, decided.key)} without {held_names(fold)}"
-    return await _fit(ctx, round, name, round_rows(ctx, pool, decided.key, fold), run, inputs)
+    run, key = (
+        _Run(ctx.config.train.epochs, ctx.config.train.seed_repeat, FOLD_MEMBERS + fold.number),
+        decided[fold.number].key,
+    )
+    inputs = f"{chunks_digest(ctx, key)} without {held_names(fold)}"
+    return await _fit(ctx, round, name, round_rows(ctx, pool, key, fold), run, inputs)
 
 
 async def average_adapters(

@@ -18,8 +18,8 @@ class Jury:
     """Which texts a labeller has a say on: those that it is asked about, and where `select.out_of_sample` is on none
     that it was trained on.
 
-    A model gives a text the label that it was trained to give; asked about its own rows it confirms them. A fold's
-    adapter is asked about no others than those that it was trained without.
+    A model gives a text the label that it was trained to give; asked about its own rows it confirms them. For the
+    committee a fold's adapter is asked about no others than those that its fold leaves out.
     """
 
     def __init__(self, ctx: JobContext, scorer: Scorer) -> None:

@@ -37,9 +37,9 @@ class Scorer:
     trained_on: StageKey | None = None
     """The decisions whose rows it was trained on; None for the base model and for adapters of seeds alone."""
     fold: Fold | None = None
-    """What it was trained without, and labels; None: it labels all of D1."""
+    """What it was trained without, and labels, or where `inside` the rest; None: it labels all of D1."""
     inside: bool = False
-    """It labels what its fold keeps instead: the texts that the fold's own next adapter may learn from."""
+    """It labels what its fold keeps: the texts that the fold's own next adapter may learn from."""
     out_of_sample: bool = False
     """It labels no text with weights that were trained on it."""
     temperature: float = 1.0

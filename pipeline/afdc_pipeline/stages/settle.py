@@ -14,13 +14,14 @@ import numpy as np
 
 from afdc_pipeline.answers import SAME_F1, Verdict, judge, similarity
 from afdc_pipeline.context import JobContext
+from afdc_pipeline.holdout import Fold
 from afdc_pipeline.pool import Pool, PoolChunk
 from afdc_pipeline.seams import StageKey
 from afdc_pipeline.select.columns import REASONS, Columns, Reason, Selection, tie_break
 from afdc_pipeline.select.selector import EVERY, select
 from afdc_pipeline.select.trust import Trust
 from afdc_pipeline.stages.answer import read_samples
-from afdc_pipeline.stages.decide import Decisions, Labelled, pool_features
+from afdc_pipeline.stages.decide import Decisions, Labelled, pool_features, select_title
 from afdc_pipeline.stages.runner import StageRun, run_stage
 
 MEASURES = ("confidence", "margin", "entropy", "disagreement", "agreement", "logprob")
@@ -37,15 +38,16 @@ async def settle(
     previous: Decisions | None,
     part: str = "",
     trust: Trust = EVERY,
+    fold: Fold | None = None,
 ) -> Decisions:
     """Answer D1 with the labellers' samples and select D2; arguments as of `decide`."""
     key = StageKey(round, f"select{part}")
     answers = [one.keys for one in labelled]
 
     async def body(run: StageRun) -> dict[str, Any]:
-        view = AnswerView(ctx, pool, answers)
+        view = AnswerView(ctx, pool, answers, fold)
         columns = view.columns()
-        chosen = select(columns, ctx.selecting, 1, lambda rows: pool_features(pool, rows), trust)
+        chosen = select(columns, ctx.selecting(fold), 1, lambda rows: pool_features(pool, rows), trust)
         return _write(run, view, chosen, previous)
 
     inputs = {
@@ -56,15 +58,21 @@ async def settle(
         "trust": asdict(trust),
     }
 
-    result = await run_stage(ctx, key, inputs, body, title="select D2", total=pool.size)
+    result = await run_stage(ctx, key, inputs, body, title=select_title(fold), total=pool.size)
     return Decisions(key=key, **result)
 
 
 class AnswerView:
-    """The pool's answers under a committee, computed from the stored samples whenever a chunk is asked for."""
+    """The pool's answers under a committee, computed from the stored samples whenever a chunk is asked for.
 
-    def __init__(self, ctx: JobContext, pool: Pool, answers: Sequence[Sequence[StageKey]]) -> None:
+    What a fold leaves out has none.
+    """
+
+    def __init__(
+        self, ctx: JobContext, pool: Pool, answers: Sequence[Sequence[StageKey]], fold: Fold | None = None
+    ) -> None:
         self._ctx = ctx
+        self._fold = fold
         self.pool = pool
         self._seeds = {seed.id: i for i, seed in enumerate(ctx.inputs.seeds)}
         self._refs = [{c.index: c.ref for key in keys for c in ctx.ledger.chunks(key)} for keys in answers]
@@ -89,7 +97,11 @@ class AnswerView:
     def _judge(self, chunk: PoolChunk) -> list[tuple[Verdict | None, str]]:
         """Verdict of each text, or None and why."""
         stored = [self._ctx.store.get(refs[chunk.index]) for refs in self._refs]
-        return [_judge_rows(rows) for rows in zip(*stored, strict=True)]
+        judged = [_judge_rows(rows) for rows in zip(*stored, strict=True)]
+        if self._fold is None:
+            return judged
+        pairs = zip(self.pool.read(chunk), judged, strict=True)
+        return [(None, "") if self._fold.leaves_out(candidate) else one for candidate, one in pairs]
 
 
 def _write(run: StageRun, view: AnswerView, chosen: Selection, previous: Decisions | None) -> dict[str, Any]:

@@ -197,8 +197,10 @@ class JobThread(threading.Thread):
 
     def _plan(self, checked: CheckedRequest, model: ModelRef, config: RunConfig) -> Planned:
         plan = plan_request(checked, config, self._bench.shared.device, model)
-        rounds = config.loop.rounds + 1
-        stages = {"generate": 2 * plan.augment_rounds, "train": plan.adapters, "score": plan.adapters, "encode": rounds}
+        rounds, crossed = config.loop.rounds, not any(seed.holdout for seed in checked.seeds)
+        folds = config.loop.folds if crossed and rounds else 0  # they label for themselves before each round
+        scores, encoded = plan.adapters + folds * rounds, rounds + 1 + folds
+        stages = {"generate": 2 * plan.augment_rounds, "train": plan.adapters, "score": scores, "encode": encoded}
         return Planned(plan.seconds, {part: count for part, count in stages.items() if count})
 
     def _parts(self, ledger: SqlLedger) -> Parts:
