@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from afdc.result import Evaluation
 from afdc_pipeline import calibration, metrics, scoring
@@ -42,16 +43,18 @@ class _LeftOut:
     """What a fold says of texts that it was trained without.
 
     Attributes:
-        logprobs, wanted: [n, n_labels], of rows of D2: the fold's, and the committee's distributions.
-        said, decided: int [m], of every text of D1 that it read: its label and the committee's.
-        own: [m, n_labels], its scores of all of these where they are the user's own; without rows where generated.
+        logprobs: [m, n_labels], its scores of every text of D1 that it read.
+        decided: int [m], the committee's labels of these.
+        kept: bool [m], which of them are rows of D2.
+        wanted: [n, n_labels], the committee's distributions of those.
+        real: they are the user's own texts, and not generated ones.
     """
 
     logprobs: FloatArray
-    wanted: FloatArray
-    said: scoring.IntArray
     decided: scoring.IntArray
-    own: FloatArray
+    kept: NDArray[np.bool_]
+    wanted: FloatArray
+    real: bool
 
 
 @dataclass(frozen=True)
@@ -139,28 +142,26 @@ def _calibrated(
     """All folds' scores of seeds as one evaluation, at the temperature for real texts; `taught`: distributions."""
     logprobs = np.concatenate([stored_logprobs(ctx, gold_key(round, WHAT, scorer)) for _, scorer, _ in scored])
     gold = np.array(ctx.task.positions(seed.label for fold, _, _ in scored for seed in fold.held))
-    rows = np.concatenate([logprobs, *(one.logprobs for one in unseen)])
+    rows = np.concatenate([logprobs, *(one.logprobs[one.kept] for one in unseen)])
     wanted = np.concatenate([scoring.one_hot(gold, logprobs.shape[1]), *(one.wanted for one in unseen)])
     labelling = reported = scoring.fit_temperature(rows, wanted)
     if taught:
         reported = scoring.fit_temperature(logprobs, gold, prior_rows=TAUGHT_ROWS)
     elif unseen:
-        reported = _as_sure_as_they_agree(rows, unseen)
+        reported = _as_sure_as_they_agree(unseen)
     found = metrics.evaluate(scoring.normalise(logprobs / reported), gold)
     return CrossFit(tuple(replace(one, temperature=labelling) for one in scorers), found, reported)
 
 
-def _as_sure_as_they_agree(rows: FloatArray, unseen: Sequence[_LeftOut]) -> float:
-    """Temperature at which folds are as sure of real texts as they agree with the committee.
+def _as_sure_as_they_agree(unseen: Sequence[_LeftOut]) -> float:
+    """Temperature at which folds are as sure of texts, on average, as they agree with the committee over the same ones.
 
-    The user's own texts tell both, where there are enough of them. Otherwise agreement is that over all of D1, and
-    `rows`, [n, n_labels] of the seeds and of D2, stand for real texts: those are as easy to tell as these.
+    The user's own texts tell it alone, where there are enough of them; otherwise all of D1 that the folds read.
     """
-    own = np.concatenate([one.own for one in unseen])
-    if len(own) >= REAL_ROWS:
-        unseen, rows = [one for one in unseen if len(one.own)], own
-    said, decided = np.concatenate([one.said for one in unseen]), np.concatenate([one.decided for one in unseen])
-    return calibration.matched_temperature(rows, calibration.agreement(said, decided))
+    own = [one for one in unseen if one.real]
+    told = own if sum(len(one.decided) for one in own) >= REAL_ROWS else unseen
+    logprobs, decided = np.concatenate([one.logprobs for one in told]), np.concatenate([one.decided for one in told])
+    return calibration.matched_temperature(logprobs, calibration.agreement(scoring.labels(logprobs), decided))
 
 
 async def _left_out(
@@ -180,7 +181,7 @@ async def _left_out(
         if chunk.index in decided and taken[chunk.real] < CALIBRATION_ROWS:
             rows = ctx.store.get(decided[chunk.index])
             parts = [_compared(ctx, rows, ctx.store.get(stored[chunk.index]), chunk.real) for stored in refs]
-            found += [part for part in parts if len(part.said)]
+            found += [part for part in parts if len(part.decided)]
             taken[chunk.real] += sum(len(part.wanted) for part in parts)
     return found
 
@@ -194,9 +195,8 @@ def _compared(
     kept = np.array([one["keep"] for one, _ in pairs], dtype=np.bool_)
     wanted = np.array([one["distribution"] for one, _ in pairs]).reshape(shape)
     logprobs = np.array([logprobs for _, logprobs in pairs]).reshape(shape)
-    decided_labels = np.array([one["label"] for one, _ in pairs], dtype=np.int32)
-    own = logprobs if real else np.empty((0, shape[1]))
-    return _LeftOut(logprobs[kept], wanted[kept], scoring.labels(logprobs), decided_labels, own)
+    labels = np.array([one["label"] for one, _ in pairs], dtype=np.int32)
+    return _LeftOut(logprobs, labels, kept, wanted[kept], real)
 
 
 def _pooled(evaluations: Sequence[Evaluation]) -> Evaluation:
