@@ -84,7 +84,7 @@ def test_a_kill_while_the_target_is_drawn_for_changes_no_row(tmp_path: Path, gro
 
 
 def test_a_kill_while_the_folds_decide_changes_no_row(tmp_path: Path, folded: tuple[int, object]) -> None:
-    check_all(tmp_path, folded, list(range(1, folded[0] + 1, EVERY)), folded_config(2), *FOLD)
+    check_all(tmp_path, folded, list(range(1, folded[0] + 1, 3 * EVERY)), folded_config(2), *FOLD)
 
 
 @pytest.mark.slow
