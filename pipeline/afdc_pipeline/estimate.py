@@ -218,7 +218,7 @@ def _selected(config: RunConfig, task: Task, candidates: int, ceiling: int | Non
 
 def _scored_texts(config: RunConfig, inputs: PlanInputs, candidates: int) -> int:
     """Texts times the scorers that read them: each labeller reads D1; the base, round 0 and each round read eval."""
-    held, folds = sum(seed.holdout for seed in inputs.seeds), _folds(config, inputs)
+    held, folds = sum(seed.holdout for seed in inputs.seeds), fold_count(config, inputs.seeds)
     labellers = max(config.loop.members, 1) + config.loop.rounds + _fold_reads(config, inputs.task, folds)
     averaged = int(_averages(config, inputs) > 0)
     judged = 2 + config.loop.rounds + averaged
@@ -240,12 +240,12 @@ def _fold_reads(config: RunConfig, task: Task, folds: int) -> int:
 
 def _averages(config: RunConfig, inputs: PlanInputs) -> int:
     """Means of adapters: that of the rounds, and those of their folds, which score it. One round needs none."""
-    return 1 + _folds(config, inputs) if config.loop.average and config.loop.rounds > 1 else 0
+    return 1 + fold_count(config, inputs.seeds) if config.loop.average and config.loop.rounds > 1 else 0
 
 
-def _folds(config: RunConfig, inputs: PlanInputs) -> int:
+def fold_count(config: RunConfig, seeds: Sequence[Seed]) -> int:
     """Folds of the seeds; 0 where other seeds gate the adapters or nothing can be left out."""
-    held = any(seed.holdout for seed in inputs.seeds)
+    held = any(seed.holdout for seed in seeds)
     return config.loop.folds if config.loop.folds > 1 and not held else 0
 
 
@@ -262,7 +262,7 @@ def _computed_tokens(sizes: _Sizes, block_size: int) -> float:
 def _training(config: RunConfig, inputs: PlanInputs, sizes: _Sizes, seeds: int, learnt: int) -> tuple[int, int]:
     """Number of training runs and their tokens. Without members one seeds-only baseline is fitted where eval exists."""
     train, loop = config.train, config.loop
-    members, folds = loop.members or int(inputs.eval_rows > 0), _folds(config, inputs)
+    members, folds = loop.members or int(inputs.eval_rows > 0), fold_count(config, inputs.seeds)
     beside = max(folds - 1, 0)  # k adapters, each on all but a k-th of the rows
     rows = (members + (beside if loop.members else 0)) * train.seed_epochs * seeds
     rows += (1 + beside) * loop.rounds * train.epochs * (train.seed_repeat * seeds + learnt)
@@ -276,10 +276,10 @@ def _encoding_seconds(
     """Of the encoder: the rows it is tuned on, over all fits of all rounds, and the texts that it labels."""
     if inputs.task.is_open or not config.encoder.labeller:
         return 0.0
-    encoder, rounds, fits = config.encoder, config.loop.rounds, max(_folds(config, inputs), 1)
+    encoder, rounds, folds = config.encoder, config.loop.rounds, fold_count(config, inputs.seeds)
     rows = seeds * encoder.seed_epochs + rounds * encoder.epochs * (config.train.seed_repeat * seeds + selected)
-    nested = _folds(config, inputs) if rounds else 0  # that of every fold labels what it keeps, by its seeds alone
+    nested = folds if rounds else 0  # that of every fold labels what it keeps, by its seeds alone
     beside = max(nested - 1, 0)
-    tuned = rows * fits + beside * seeds * encoder.seed_epochs
+    tuned = rows * max(folds, 1) + beside * seeds * encoder.seed_epochs
     texts = (1 + rounds + beside) * candidates
     return tuned / rates.tune + texts / rates.read + (1 + rounds + nested) * rates.trainer_start_s

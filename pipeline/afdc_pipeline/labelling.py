@@ -52,18 +52,18 @@ def begin_folds(ctx: JobContext, state: LoopState, adapters: Sequence[Scorer]) -
             continue
         if ctx.labelling_encoder is not None:
             own.append(encoder_of_fold(ctx, ctx.labelling_encoder, fold))
-        state.fold_labellers[fold.number] = own
+        state.fold_labellers[fold] = own
 
 
 def extend_folds(
-    ctx: JobContext, state: LoopState, adapters: Sequence[Scorer], of_folds: Mapping[int, Decisions]
+    ctx: JobContext, state: LoopState, adapters: Sequence[Scorer], of_folds: Mapping[Fold, Decisions]
 ) -> None:
     """A round's adapters join the labellers of their folds, or take their place where only the last one labels."""
     for one in adapters:
         if one.fold is not None:
-            own, new = state.fold_labellers[one.fold.number], _inside(ctx, one, of_folds[one.fold.number].key)
+            own, new = state.fold_labellers[one.fold], _inside(ctx, one, of_folds[one.fold].key)
             stay = [old for old in own if old.view == "encoder" or (ctx.config.loop.ensemble and old != BASE)]
-            state.fold_labellers[one.fold.number] = [*stay, new]
+            state.fold_labellers[one.fold] = [*stay, new]
 
 
 def _inside(ctx: JobContext, adapter: Scorer, learnt: StageKey | None) -> Scorer:
@@ -73,17 +73,15 @@ def _inside(ctx: JobContext, adapter: Scorer, learnt: StageKey | None) -> Scorer
         learnt: the decisions that it was trained on beside the seeds.
     """
     name = adapter.name if ctx.task.is_open else f"{adapter.name}-in"
-    return replace(adapter, name=name, inside=True, trained_on=learnt, out_of_sample=False, one_in=1)
+    return replace(adapter, name=name, inside=True, trained_on=learnt, out_of_sample=False)
 
 
-async def decide_folds(ctx: JobContext, state: LoopState, round: int) -> dict[int, Decisions]:
-    """What the adapters of every fold learn in a round, by the fold's number."""
-    found: dict[int, Decisions] = {}
-    for fold in seed_folds(ctx):
-        labellers, part = state.fold_labellers.get(fold.number, []), f"-f{fold.number}"
-        if labellers:
-            found[fold.number] = await decide_by(ctx, state, round, labellers, None, part, fold=fold)
-    return found
+async def decide_folds(ctx: JobContext, state: LoopState, round: int) -> dict[Fold, Decisions]:
+    """What the adapter of every fold learns in a round."""
+    return {
+        fold: await decide_by(ctx, state, round, labellers, None, f"-f{fold.number}", fold=fold)
+        for fold, labellers in state.fold_labellers.items()
+    }
 
 
 async def decide_by(

@@ -22,7 +22,7 @@ from afdc_pipeline.select.trust import Trust
 from afdc_pipeline.spending import spent, stage_seconds
 from afdc_pipeline.stages.augment import SeenTexts, build_pool, extend_pool
 from afdc_pipeline.stages.average import AVERAGE, Trained, average_rounds, describe, mixtures
-from afdc_pipeline.stages.crossfit import CommitteeLabels, CrossFit, cross_fit, seed_folds
+from afdc_pipeline.stages.crossfit import CommitteeLabels, CrossFit, cross_fit
 from afdc_pipeline.stages.decide import decided_rows
 from afdc_pipeline.stages.fit import train_member, train_round, train_round_fold, train_seed_fold
 from afdc_pipeline.stages.gold import on_eval, on_holdout
@@ -131,9 +131,8 @@ async def _self_train(ctx: JobContext, state: LoopState, round: int) -> None:
     """One round: fit on D0 and D2, verify and activate, gate, relabel D1, rebuild D2."""
     previous = None if state.best == BASE else state.best.adapter
     committee, of_folds = CommitteeLabels(state.pool, state.decisions[-1].key), await decide_folds(ctx, state, round)
-    folds = [fold for fold in seed_folds(ctx) if fold.number in of_folds]
     train = partial(train_round_fold, ctx, round, state.pool, of_folds)
-    fitted = await cross_fit(ctx, round, f"r{round}", train, committee, folds)
+    fitted = await cross_fit(ctx, round, f"r{round}", train, committee, list(of_folds))
     adapter = await train_round(ctx, round, state.pool, state.decisions[-1], previous, fitted.temperature)
     scorer = Scorer(f"r{round}", adapter, state.decisions[-1].key, temperature=fitted.temperature, born=round)
     refused = await accept_adapter(ctx, round, scorer.name, scorer.served)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from afdc.result import EvalSummary, Evaluation, RoundResult
+from afdc_pipeline.holdout import Fold
 from afdc_pipeline.pool import Pool
 from afdc_pipeline.seams import StageKey
 from afdc_pipeline.stages.augment import SeenTexts
@@ -31,8 +32,8 @@ class LoopState:
     pool: Pool
     seen: SeenTexts
     labellers: list[Scorer] = field(default_factory=list)
-    fold_labellers: dict[int, list[Scorer]] = field(default_factory=dict)
-    """By the number of a fold: who labels what it keeps, for its next adapter. None was trained on its held seeds."""
+    fold_labellers: dict[Fold, list[Scorer]] = field(default_factory=dict)
+    """Who labels what a fold keeps, for its own next adapter. None of them was trained on its held seeds."""
     scored: dict[str, ScoredPool] = field(default_factory=dict)
     best: Scorer = BASE
     best_holdout: Evaluation | None = None

@@ -15,6 +15,7 @@ from afdc.task import Task
 from afdc_pipeline.rows import Candidate
 from afdc_pipeline.seams import Scores, StageKey
 from afdc_pipeline.stages.crossfit import seed_folds
+from afdc_pipeline.state import LoopState
 from tests.fakes.encoder import FakeEncoder
 from tests.fakes.engine import FakeEngine
 from tests.fakes.job import TASK, FakeJob, growing_config, make_job, make_seeds, small_config
@@ -48,20 +49,14 @@ def labels(job: FakeJob, short: str) -> Counter[int]:
     return Counter(int(label) for row in rows if not row["gold"] for label in row["targets"])
 
 
-def asked(job: FakeJob, round: int, stage: str) -> dict[str, bool]:
+def candidates(state: LoopState) -> list[Candidate]:
+    return [one for chunk in state.pool.chunks() for one in state.pool.read(chunk)]
+
+
+def asked(job: FakeJob, state: LoopState, round: int, stage: str) -> dict[str, bool]:
     """Candidate id -> whether that labeller was asked about it."""
-    pool = [one for number in (1, 2) for one in candidates(job, number)]
     rows = [row for record in job.ctx.ledger.chunks(StageKey(round, stage)) for row in job.ctx.store.get(record.ref)]
-    return {one.id: bool(row["logprobs"]) for one, row in zip(pool, rows, strict=True)}
-
-
-def candidates(job: FakeJob, number: int) -> list[Candidate]:
-    rows = [r for c in job.ctx.ledger.chunks(StageKey(number, "filter")) for r in job.ctx.store.get(c.ref)]
-    return [
-        Candidate.from_row({k: v for k, v in row.items() if k not in ("drop", "detail")})
-        for row in rows
-        if not row["drop"]
-    ]
+    return {one.id: bool(row["logprobs"]) for one, row in zip(candidates(state), rows, strict=True)}
 
 
 @pytest.mark.parametrize("folds", [2, 3])
@@ -82,26 +77,26 @@ def test_a_fold_learns_only_where_its_own_encoder_agrees(tmp_path: Path) -> None
 
 def test_the_encoder_of_a_fold_knows_its_seeds_alone_and_reads_what_it_keeps(tmp_path: Path) -> None:
     job = make_job(tmp_path, small_config(loop=FOLDED))
-    job.run()
-    texts = {one.id: one.text for number in (1, 2) for one in candidates(job, number)}
+    state = job.run()
+    texts = {one.id: one.text for one in candidates(state)}
     for fold in seed_folds(job.ctx):
         (fit,) = job.encoder.jobs[f"job-test-e0-f{fold.number}-in"]
         (twin,) = [one for one in job.encoder.jobs["job-test-e0"] if one.tuned and one.rows == fit.rows]
         assert fit.rows == {seed.text for seed in fold.train}
         assert fit.seed == twin.seed
-        kept = {texts[i] for i, put in asked(job, 1, f"score-e0-f{fold.number}-in").items() if put}
+        kept = {texts[i] for i, put in asked(job, state, 1, f"score-e0-f{fold.number}-in").items() if put}
         assert kept | {seed.text for seed in fold.held} == set(fit.texts)
 
 
 def test_an_adapter_of_a_fold_reads_every_text_once(tmp_path: Path) -> None:
     job = make_job(tmp_path, small_config(loop={**FOLDED, "rounds": 2}))
-    job.run()
+    state = job.run()
     for fold in seed_folds(job.ctx):
         for short, born in (("m", 0), ("r1", 1)):
-            outside = asked(job, born, f"score-{short}-f{fold.number}")
-            inside = asked(job, born + 1, f"score-{short}-f{fold.number}-in")
+            outside = asked(job, state, born, f"score-{short}-f{fold.number}")
+            inside = asked(job, state, born + 1, f"score-{short}-f{fold.number}-in")
             assert all(one is not inside[key] for key, one in outside.items())
-            left_out = {one.id for n in (1, 2) for one in candidates(job, n) if fold.leaves_out(one)}
+            left_out = {one.id for one in candidates(state) if fold.leaves_out(one)}
             assert {key for key, one in outside.items() if one} == left_out
 
 
@@ -133,12 +128,12 @@ def test_caps_of_a_fold_are_those_of_its_share(tmp_path: Path) -> None:
 
 def test_an_open_task_has_folds_that_decide_for_themselves(tmp_path: Path) -> None:
     job = make_open_job(tmp_path, open_config(loop={"rounds": 1, "members": 1, "folds": 2}))
-    job.run()
+    state = job.run()
     for fold in seed_folds(job.ctx):
         stage = StageKey(1, f"select-f{fold.number}")
         rows = [row for record in job.ctx.ledger.chunks(stage) for row in job.ctx.store.get(record.ref)]
-        pool = candidates(job, 1)
-        assert not any(row["keep"] for one, row in zip(pool, rows, strict=True) if fold.leaves_out(one))
+        both = zip(candidates(state), rows, strict=True)
+        assert not any(row["keep"] for one, row in both if fold.leaves_out(one))
         assert any(row["keep"] for row in rows)
 
 

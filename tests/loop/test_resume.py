@@ -15,6 +15,7 @@ import pytest
 from afdc.adapter import AdapterManifest
 from afdc.config import RunConfig
 from afdc.errors import AdapterError, ConflictError
+from afdc_pipeline.state import LoopState
 from tests.fakes.engine import FakeEngine
 from tests.fakes.job import folded_config, growing_config, make_job, small_config
 
@@ -30,36 +31,33 @@ def run_child(root: Path, kill_at: int = 0, *more: str) -> subprocess.CompletedP
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, env=dict(os.environ))
 
 
+def whole_run(root: Path, config: RunConfig | None = None, *more: str) -> tuple[int, object, LoopState]:
+    """The number of durable steps of a run that nobody disturbs, its rows, and where it ended."""
+    child = run_child(root, 0, *more)
+    assert child.returncode == 0, child.stderr
+    job = make_job(root, config)
+    state = job.run()
+    return int(child.stdout), job.rows(state), state
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, object]:
     """The number of durable steps of a whole run, and its rows."""
-    root = tmp_path_factory.mktemp("undisturbed")
-    child = run_child(root)
-    assert child.returncode == 0, child.stderr
-    job = make_job(root)
-    return int(child.stdout), job.rows(job.run())
+    return whole_run(tmp_path_factory.mktemp("undisturbed"))[:2]
 
 
 @pytest.fixture(scope="module")
 def grown(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, object]:
     """The same of a job that draws further augment rounds for its target."""
-    root = tmp_path_factory.mktemp("grown")
-    child = run_child(root, 0, *GROW)
-    assert child.returncode == 0, child.stderr
-    job = make_job(root, growing_config(TARGET))
-    state = job.run()
+    steps, rows, state = whole_run(tmp_path_factory.mktemp("grown"), growing_config(TARGET), *GROW)
     assert "further augment rounds" in state.history[0].note
-    return int(child.stdout), job.rows(state)
+    return steps, rows
 
 
 @pytest.fixture(scope="module")
 def folded(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, object]:
     """The same of a job whose folds decide for themselves."""
-    root = tmp_path_factory.mktemp("folded")
-    child = run_child(root, 0, *FOLD)
-    assert child.returncode == 0, child.stderr
-    job = make_job(root, folded_config(2))
-    return int(child.stdout), job.rows(job.run())
+    return whole_run(tmp_path_factory.mktemp("folded"), folded_config(2), *FOLD)[:2]
 
 
 def check_all(

@@ -115,12 +115,11 @@ class LabelView:
 
     def __init__(self, ctx: JobContext, pool: Pool, labelled: Sequence[Labelled], fold: Fold | None = None) -> None:
         self._ctx = ctx
-        self._fold = fold
         self.pool = pool
         self._labels = {name: i for i, name in enumerate(ctx.task.names)}
         self._seeds = {seed.id: i for i, seed in enumerate(ctx.inputs.seeds)}
         self._intended = np.full(pool.size, -1, dtype=np.int32)
-        self._table = self._fill(labelled)
+        self._table = self._fill(labelled, fold)
         self._weights = self._alignment() if ctx.config.select.align else None
         self.agreement = self._agreement()
         reliability = min(self.agreement or 0.0, MAX_RELIABILITY)
@@ -154,7 +153,7 @@ class LabelView:
             self._rows(chunk)[:, -1] > 0,
         )
 
-    def _fill(self, labelled: Sequence[Labelled]) -> NDArray[np.float32]:
+    def _fill(self, labelled: Sequence[Labelled], fold: Fold | None) -> NDArray[np.float32]:
         chunks = self._ctx.ledger.chunks
         self._refs = [{c.index: c.ref for key in one.keys for c in chunks(key)} for one in labelled]
         temperatures = [one.scorer.temperature for one in labelled]
@@ -164,9 +163,10 @@ class LabelView:
         for chunk in self.pool.chunks():
             rows = [read_logprobs(self._ctx.store.get(refs[chunk.index]), shape[1] - 2) for refs in self._refs]
             candidates = self.pool.read(chunk)
-            unseen = np.array([self._fold is not None and self._fold.leaves_out(one) for one in candidates])
-            known = [np.where(unseen[:, None], np.nan, one) for one in rows]
-            members = [scoring.normalise(one / t) for one, t in zip(known, temperatures, strict=True)]
+            unseen = np.array([fold is not None and fold.leaves_out(one) for one in candidates], dtype=np.bool_)
+            for one in rows:
+                one[unseen] = np.nan
+            members = [scoring.normalise(one / t) for one, t in zip(rows, temperatures, strict=True)]
             where = slice(chunk.start, chunk.start + chunk.size)
             votes = [jury.votes(chunk, candidates) for jury in juries]
             witnesses = scoring.Witnesses.of(members, votes, [one.scorer.view for one in labelled])

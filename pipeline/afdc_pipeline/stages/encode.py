@@ -59,9 +59,8 @@ def encoder_of(ctx: JobContext, encoder: Encoder, round: int, decided: StageKey 
         decided: the decisions whose rows it learns from beside the seeds; None in round 0.
     """
     crossed = bool(seed_folds(ctx))
-    return Scorer(
-        f"{ENCODER}{round}", f"{encoder.info.name}-e{round}", decided, out_of_sample=crossed, born=round, view="encoder"
-    )
+    name, served = f"{ENCODER}{round}", f"{encoder.info.name}-{ENCODER}{round}"
+    return Scorer(name, served, decided, out_of_sample=crossed, born=round, view="encoder")
 
 
 def encoder_of_fold(ctx: JobContext, encoder: Encoder, fold: Fold) -> Scorer:
@@ -104,15 +103,12 @@ async def encode_pool(
         part: names the stage of a pool that has grown; "" for the whole pool.
         first: index of the first chunk that it has not labelled.
     """
-    key, folds = StageKey(round, f"score-{scorer.name}{part}"), list(enumerate([_whole(ctx), *seed_folds(ctx)]))
-    if scorer.fold is not None:
-        folds = [(number, fold) for number, fold in folds if fold == scorer.fold]
-    chunks, decided = pool.chunks()[first:], scorer.trained_on
+    key, chunks, decided = StageKey(round, f"score-{scorer.name}{part}"), pool.chunks()[first:], scorer.trained_on
     folder = ctx.layout.rounds / f"{scorer.name}{part}"
     coldest = known.temperature if known is not None else 0.0
 
     async def body(run: StageRun) -> dict[str, Any]:
-        parts = [_part(ctx, folder, scorer.born, number, fold) for number, fold in folds]
+        parts = _parts(ctx, folder, scorer)
         for one in parts:
             _write_rows(ctx, one, pool, decided)
         placed = _write_texts(ctx, parts, pool, chunks, scorer)
@@ -163,6 +159,12 @@ def _untuned(fit: EncoderFit) -> EncoderFit:
 
 def _whole(ctx: JobContext) -> Fold:
     return Fold(ctx.inputs.training_seeds, ())
+
+
+def _parts(ctx: JobContext, folder: Path, scorer: Scorer) -> list[_Part]:
+    """The fits of an encoder: on all seeds and without each fold; of a fold's encoder the one without it."""
+    folds = enumerate([_whole(ctx), *seed_folds(ctx)])
+    return [_part(ctx, folder, scorer.born, number, fold) for number, fold in folds if scorer.fold in (None, fold)]
 
 
 def _part(ctx: JobContext, folder: Path, round: int, number: int, fold: Fold) -> _Part:

@@ -55,17 +55,15 @@ async def train_round(
 
 
 async def train_round_fold(
-    ctx: JobContext, round: int, pool: Pool, decided: Mapping[int, Decisions], name: str, fold: Fold
+    ctx: JobContext, round: int, pool: Pool, decided: Mapping[Fold, Decisions], name: str, fold: Fold
 ) -> str:
     """Round t >= 1: an adapter on D0 without a fold of the seeds, and on the D2 that the fold decided for itself.
 
     Args:
-        decided: D2 of every fold, by its number.
+        decided: D2 of every fold.
     """
-    run, key = (
-        _Run(ctx.config.train.epochs, ctx.config.train.seed_repeat, FOLD_MEMBERS + fold.number),
-        decided[fold.number].key,
-    )
+    key = decided[fold].key
+    run = _Run(ctx.config.train.epochs, ctx.config.train.seed_repeat, FOLD_MEMBERS + fold.number)
     inputs = f"{chunks_digest(ctx, key)} without {held_names(fold)}"
     return await _fit(ctx, round, name, round_rows(ctx, pool, key, fold), run, inputs)
 

@@ -19,6 +19,7 @@ from afdc.errors import ConflictError, InterruptedRunError
 from afdc.layout import RunLayout
 from afdc.result import RunResult
 from afdc.wire.jobs import JobCreate
+from afdc_pipeline.estimate import fold_count
 from afdc_pipeline.seams import Engine
 from afdc_server.accounts.limits import Budgets
 from afdc_server.accounts.store import keep_spent
@@ -197,8 +198,8 @@ class JobThread(threading.Thread):
 
     def _plan(self, checked: CheckedRequest, model: ModelRef, config: RunConfig) -> Planned:
         plan = plan_request(checked, config, self._bench.shared.device, model)
-        rounds, crossed = config.loop.rounds, not any(seed.holdout for seed in checked.seeds)
-        folds = config.loop.folds if crossed and rounds else 0  # they label for themselves before each round
+        rounds = config.loop.rounds
+        folds = fold_count(config, checked.seeds) if rounds else 0  # they label for themselves before each round
         scores, encoded = plan.adapters + folds * rounds, rounds + 1 + folds
         stages = {"generate": 2 * plan.augment_rounds, "train": plan.adapters, "score": scores, "encode": encoded}
         return Planned(plan.seconds, {part: count for part, count in stages.items() if count})
