@@ -11,6 +11,7 @@ from afdc.settings import merge_layers, set_layer
 
 SECTIONS = ("augment", "select", "train", "encoder", "loop")
 OFF: dict[str, Any] = {
+    "encoder.name_repeat": 0,
     "loop.members": 1,
     "loop.min_flip_rate": 0.0,
     "loop.holdout": 0.0,

@@ -233,6 +233,13 @@ class EncoderConfig(SettingsTable):
         default=True, description="tune a sentence encoder on the same rows: half of the say on every text is its own"
     )
     compare_untuned: bool = Field(default=True, description="do not tune it where that tells seeds left out better")
+    name_repeat: int = Field(
+        default=3,
+        ge=0,
+        le=1000,
+        description="times each label's name, with its description, is learnt as a seed of the label, where names tell "
+        "something; 0: never",
+    )
     model: str = Field(
         default="", description="encoder: a folder or a hub id; empty: the packaged all-MiniLM-L6-v2 (English)"
     )

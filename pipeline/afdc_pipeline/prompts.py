@@ -23,7 +23,7 @@ def continuation_prompt(task: Task, label: Label | None, texts: Sequence[str]) -
     """
     mark = choose_break_mark(texts)
     items = "".join(f"- {flatten_text(text, mark)}\n" for text in texts)
-    heading = f"{_heading(label)}:\n" if label else ""
+    heading = f"{label_heading(label)}:\n" if label else ""
     return f"{normalise_text(task.instruction)}\n\n{heading}{items}-"
 
 
@@ -31,7 +31,7 @@ def chat_prompt(task: Task, label: Label | None, texts: Sequence[str]) -> tuple[
     """Ask for one new text, of the label if there is one. The examples set language, length and form."""
     fence = _unused(FENCES, texts)
     examples = f"\n{fence}\n".join(texts)
-    what = f"Label: {_heading(label)}" if label else "The texts are what the task is done on, without its answers."
+    what = f"Label: {label_heading(label)}" if label else "The texts are what the task is done on, without its answers."
     request = (
         f"Task of the data set: {normalise_text(task.instruction)}\n"
         f"{what}\n\n"
@@ -69,7 +69,8 @@ def prompt_hash(prompt: str | tuple[Message, ...]) -> str:
     return sha256_bytes(canonical_json(value))[:16]
 
 
-def _heading(label: Label) -> str:
+def label_heading(label: Label) -> str:
+    """The label's name, with what it means."""
     return f"{label.name} ({normalise_text(label.description)})" if label.description else label.name
 
 

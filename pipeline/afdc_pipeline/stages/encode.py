@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,11 @@ import numpy as np
 from afdc.encoding import EncoderFit, EncoderJob
 from afdc.files import atomic_writer
 from afdc.result import Evaluation
-from afdc.training import RESULT_FILE, ROWS_FILE, TrainRow
+from afdc.training import RESULT_FILE, ROWS_FILE
 from afdc_pipeline import metrics, scoring
 from afdc_pipeline.context import JobContext
 from afdc_pipeline.holdout import Fold
+from afdc_pipeline.learning import name_rows
 from afdc_pipeline.pool import Pool, PoolChunk
 from afdc_pipeline.rows import Candidate
 from afdc_pipeline.seams import Encoder, FloatArray, StageKey
@@ -181,9 +182,9 @@ def _part(ctx: JobContext, folder: Path, round: int, number: int, fold: Fold) ->
 
 
 def _write_rows(ctx: JobContext, part: _Part, pool: Pool, decided: StageKey | None) -> None:
-    rows: Iterable[TrainRow]
+    names = name_rows(ctx.task, ctx.config.encoder.name_repeat)
     rows = labelled_rows(ctx, pool, decided, part.fold) if decided else seed_rows(ctx, part.fold.train)
-    write_rows(part.fit.rows, rows)
+    write_rows(part.fit.rows, chain(names, rows))
 
 
 def _write_texts(
