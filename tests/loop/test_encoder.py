@@ -65,8 +65,9 @@ class Scatter(FakeEncoder):
 
 def test_an_encoder_that_knows_nothing_is_flattened(tmp_path: Path) -> None:
     spread = {}
+    config = small_config(loop=FOLDED, encoder={"name_repeat": 0})  # the noise of both follows from the rows
     for name, encoder in (("good", FakeEncoder(TASK)), ("bad", Scatter(TASK))):
-        job = make_job(tmp_path / name, small_config(loop=FOLDED), encoder=encoder, seeds=named_seeds())
+        job = make_job(tmp_path / name, config, encoder=encoder, seeds=named_seeds())
         job.run()
         stored = [
             row["logprobs"]
@@ -74,7 +75,7 @@ def test_an_encoder_that_knows_nothing_is_flattened(tmp_path: Path) -> None:
             for row in job.ctx.store.get(chunk.ref)
         ]
         spread[name] = float(normalise(np.array(stored)).max(axis=1).mean())
-    assert spread["bad"] < 0.6 < spread["good"]
+    assert spread["bad"] < 0.5 < spread["good"]
 
 
 class Spoilt(FakeEncoder):
