@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from afdc.config import EngineConfig, EngineDType
+from afdc.engine_config import EngineConfig, EngineDType
 from afdc.inputs import read_task
 from afdc_server.cpu import has_bfloat16
 from afdc_server.engine.build import make_engine

@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from afdc.config import AugmentConfig, EngineConfig
+from afdc.config import AugmentConfig
+from afdc.engine_config import EngineConfig
 from afdc.inputs import read_examples, read_task
 from afdc.prompting import encode_continuation
 from afdc.seeds import check_seeds

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from peft import PeftModel
 
-from afdc.config import EngineConfig
+from afdc.engine_config import EngineConfig
 from afdc.inputs import read_examples, read_task
 from afdc.prompting import PromptCodec
 from afdc_server.engine.build import load_tokenizer, make_engine

@@ -30,7 +30,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from afdc.config import EngineConfig
+from afdc.engine_config import EngineConfig
 from afdc.inputs import read_examples, read_task
 from afdc.prompting import PromptCodec
 from afdc.task import Task

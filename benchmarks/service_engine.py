@@ -24,7 +24,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from afdc.config import EngineConfig
+from afdc.engine_config import EngineConfig
 from afdc.prompting import PromptCodec
 from afdc.task import Task
 from afdc_pipeline.seams import GenerateRequest, Sampling

@@ -20,7 +20,7 @@ from typing import Any
 
 import httpx
 
-from afdc.config import EngineConfig
+from afdc.engine_config import EngineConfig
 from afdc_server.engine.build import make_engine
 from afdc_server.models import resolve_model
 from tests.fakes.engine import FakeEngine

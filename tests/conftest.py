@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from afdc.config import EngineConfig
+from afdc.engine_config import EngineConfig
 from afdc_pipeline.seams import Engine
 from afdc_server.models import ModelRef, resolve_model
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from afdc.adapter import AdapterManifest
-from afdc.config import EngineConfig
+from afdc.engine_config import EngineConfig
 from afdc.errors import AdapterError, InputError, UsageError
 from afdc.inputs import read_examples, read_task
 from afdc.task import Example, Task

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from afdc.cli import main
-from afdc.config import EngineConfig, TrainConfig
+from afdc.config import TrainConfig
+from afdc.engine_config import EngineConfig
 from afdc.precision import describe_precision, engine_dtype, plan_precision, trainer_dtype
 from afdc_server import cpu, models
 from afdc_server.engine.settings import resolve_settings

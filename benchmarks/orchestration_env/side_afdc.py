@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from common import arguments, measure, prompts
 
-from afdc.config import EngineConfig
+from afdc.engine_config import EngineConfig
 from afdc_pipeline.seams import ChunkRecord, Generated, GenerateRequest, Sampling, StageKey
 from afdc_server.heap import calm_collection
 from afdc_server.ledger import SqlLedger, open_sqlite

@@ -13,7 +13,8 @@ import numpy as np
 
 import afdc_pipeline
 import afdc_trainer
-from afdc.config import EngineConfig, RunConfig
+from afdc.config import RunConfig
+from afdc.engine_config import EngineConfig
 from afdc.layout import RunLayout
 from afdc.task import Example, Task
 from afdc.training import RESULT_FILE, ROWS_FILE, TrainJob, TrainRow

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from afdc.adapter import AdapterManifest
-from afdc.config import EngineConfig, TrainConfig
+from afdc.config import TrainConfig
+from afdc.engine_config import EngineConfig
 from afdc.errors import AdapterError, EngineDiedError, InputError
 from afdc.prompting import PromptCodec, encode_chat, encode_continuation
 from afdc.task import Task

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from afdc.adapter import MANIFEST_FILE, AdapterManifest, read_manifest, verify_adapter
-from afdc.config import EngineConfig
+from afdc.engine_config import EngineConfig
 from afdc.errors import AdapterError, UsageError
 from afdc.files import atomic_writer, check_target
 from afdc.inputs import iter_texts, read_examples

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from afdc.config import EngineConfig
+from afdc.engine_config import EngineConfig
 from afdc_pipeline.seams import Engine
 from afdc_server.models import ModelRef
 from afdc_server.remote.server import API_KEY_VARIABLE, RemoteServer

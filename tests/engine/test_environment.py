@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from afdc.config import EngineConfig
+from afdc.engine_config import EngineConfig
 from afdc_server.engine.environment import LOGGING_FILE, engine_environment, engine_launch
 from afdc_server.engine.settings import resolve_settings
 

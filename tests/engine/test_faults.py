@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from afdc.config import EngineConfig
+from afdc.engine_config import EngineConfig
 from afdc.errors import EngineDiedError
 from afdc.task import Task
 from afdc_pipeline.seams import Generated, GenerateRequest, Sampling
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.engine
 OWNER = """
 import asyncio, sys
 from pathlib import Path
-from afdc.config import EngineConfig
+from afdc.engine_config import EngineConfig
 from afdc_server.engine.build import make_engine
 from afdc_server.models import resolve_model
 

@@ -7,7 +7,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from afdc.config import EngineConfig
+from afdc.engine_config import EngineConfig
 from afdc.errors import EngineError, RequestRejectedError
 from tests.fakes.backend import World
 from tests.fakes.served import TASK, started

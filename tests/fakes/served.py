@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from afdc.adapter import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, AdapterManifest, Probe
-from afdc.config import EngineConfig
+from afdc.engine_config import EngineConfig
 from afdc.files import sha256_file
 from afdc.task import Task
 from afdc_pipeline.seams import EngineInfo

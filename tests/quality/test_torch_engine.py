@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from afdc.config import EngineConfig
+from afdc.engine_config import EngineConfig
 from afdc.errors import AdapterError
 from afdc.prompting import PromptCodec, encode_continuation
 from afdc.task import Example, Task

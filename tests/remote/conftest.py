@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from afdc.config import EngineConfig
+from afdc.engine_config import EngineConfig
 from afdc_server.remote import http
 from afdc_server.remote.backend import HttpBackend
 from afdc_server.remote.engine import RemoteEngine, remote_settings

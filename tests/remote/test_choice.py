@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from afdc.config import EngineConfig, RunConfig
+from afdc.config import RunConfig
+from afdc.engine_config import EngineConfig
 from afdc.errors import EngineError, UsageError
 from afdc_pipeline.seams import GenerateRequest, Sampling
 from afdc_server.engines import open_engine

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from afdc.config import EngineConfig
+from afdc.engine_config import EngineConfig
 from afdc.errors import AdapterError, ModelError
 from afdc.prompting import PromptCodec
 from afdc.task import Task

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from afdc.config import EngineConfig
+from afdc.engine_config import EngineConfig
 from afdc.task import Task
 from afdc_pipeline.seams import Engine, Generated, GenerateRequest, Sampling
 from afdc_server.engine.engine import SupervisedEngine

@@ -16,7 +16,7 @@ import httpx
 import pytest
 from sqlalchemy import update
 
-from afdc.config import EngineConfig
+from afdc.engine_config import EngineConfig
 from afdc.errors import AfdcError, EngineDiedError, StorageError, UsageError
 from afdc_server.api import jobs as api_jobs
 from afdc_server.artifacts import ArtifactStore

@@ -17,7 +17,7 @@ import httpx
 import uvicorn
 
 from afdc.adapter import AdapterManifest
-from afdc.config import EngineConfig
+from afdc.engine_config import EngineConfig
 from afdc.layout import RunLayout
 from afdc.task import Task
 from afdc_pipeline.seams import EncoderInfo, EngineInfo, Progress

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from afdc.config import EngineConfig
+from afdc.engine_config import EngineConfig
 from afdc.errors import ModelError
 from afdc.vocabulary import encode_data
 from afdc_pipeline.seams import Engine, EngineInfo

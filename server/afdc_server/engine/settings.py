@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from afdc.config import EngineConfig
+from afdc.engine_config import EngineConfig
 from afdc.precision import Capability, engine_dtype
 from afdc_server import cpu
 from afdc_server.gpu import compute_capability

@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import ValidationError
 from sqlalchemy import Connection
 
-from afdc.config import EngineConfig, RunConfig
+from afdc.config import RunConfig
+from afdc.engine_config import EngineConfig
 from afdc.errors import InputError, ModelError
 from afdc.files import write_json
 from afdc.presets import build_config

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from afdc.config import EngineConfig
+from afdc.engine_config import EngineConfig
 from afdc_pipeline.seams import EngineInfo
 from afdc_server.engine.build import load_tokenizer
 from afdc_server.engine.engine import SupervisedEngine

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
-from afdc.config import EngineConfig
+from afdc.engine_config import EngineConfig
 from afdc.errors import UsageError
 from afdc.presets import build_config
 from afdc.task import first_fault
