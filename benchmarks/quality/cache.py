@@ -63,10 +63,10 @@ def code_digest(places: Sequence[Path], without: Sequence[str] = ()) -> str:
     """Hash of the Python code in files and under folders, blind to comments, docstrings and layout.
 
     Args:
-        without: names of folders that do not count.
+        without: names of folders and modules that do not count.
     """
     found = [path for place in places for path in ([place] if place.is_file() else place.rglob("*.py"))]
-    files = sorted(path for path in found if path.parent.name not in without)
+    files = sorted(path for path in found if not {path.parent.name, path.stem} & set(without))
     return digest([[path.name, _bare_code(path)] for path in files])
 
 

@@ -26,7 +26,7 @@ from afdc.prompting import Message, system_prompt
 from afdc.task import Task
 from afdc_pipeline import growth
 from afdc_pipeline.augment import estimate_tokens, plan_requests
-from afdc_pipeline.learning import learns_from_all
+from afdc_pipeline.learning import learns_from_all, name_rows
 from afdc_pipeline.rates import Rates, rates_for
 from afdc_pipeline.rows import Seed
 from afdc_pipeline.stages.augment import pick_style
@@ -277,9 +277,12 @@ def _encoding_seconds(
     if inputs.task.is_open or not config.encoder.labeller:
         return 0.0
     encoder, rounds, folds = config.encoder, config.loop.rounds, fold_count(config, inputs.seeds)
-    rows = seeds * encoder.seed_epochs + rounds * encoder.epochs * (config.train.seed_repeat * seeds + selected)
+    gold = config.train.seed_repeat
+    rows = seeds * encoder.seed_epochs + rounds * encoder.epochs * (gold * seeds + selected)
     nested = folds if rounds else 0  # that of every fold labels what it keeps, by its seeds alone
     beside = max(nested - 1, 0)
-    tuned = rows * max(folds, 1) + beside * seeds * encoder.seed_epochs
+    names = sum(1 for _ in name_rows(inputs.task, encoder.name_repeat))  # no fold leaves one out
+    named = (1 + folds) * (encoder.seed_epochs + rounds * encoder.epochs * gold) + nested * encoder.seed_epochs
+    tuned = rows * max(folds, 1) + beside * seeds * encoder.seed_epochs + names * named
     texts = (1 + rounds + beside) * candidates
     return tuned / rates.tune + texts / rates.read + (1 + rounds + nested) * rates.trainer_start_s

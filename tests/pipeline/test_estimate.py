@@ -90,6 +90,15 @@ def test_adapters_that_learn_from_all_rows_train_longer() -> None:
     assert trained(**unchecked) == trained(**unchecked, train={"all_rows": False})
 
 
+def test_label_names_take_their_time_with_every_fit_of_the_encoder() -> None:
+    def seconds(repeat: int, folds: int) -> float:
+        layers = {"encoder": {"name_repeat": repeat}, "loop": {"folds": folds}}
+        return make_plan(build_config("default", layers), inputs()).seconds["encode"]
+
+    whole, folded = (seconds(4, folds) - seconds(0, folds) for folds in (0, 2))
+    assert folded > whole > 0
+
+
 def test_a_target_beyond_the_plan_is_planned_for() -> None:
     plain = make_plan(build_config("default", EIGHTEEN), inputs())
     assert plain.selected < plain.candidates

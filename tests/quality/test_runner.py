@@ -264,3 +264,14 @@ def test_code_is_compared_without_its_comments(tmp_path: Path) -> None:
     assert code_digest([tmp_path]) == first
     path.write_text("x = 2\n")
     assert code_digest([tmp_path]) != first
+
+
+def test_what_does_not_count_is_named_by_its_folder_or_module(tmp_path: Path) -> None:
+    for name in ("a.py", "estimate.py", "encoder/b.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x = 1\n")
+    first = code_digest([tmp_path], without=("estimate", "encoder"))
+    (tmp_path / "estimate.py").write_text("x = 2\n")
+    (tmp_path / "encoder/b.py").write_text("x = 2\n")
+    assert code_digest([tmp_path], without=("estimate", "encoder")) == first
+    assert code_digest([tmp_path], without=("estimate",)) != first

@@ -26,7 +26,7 @@ def _encoder_ahead(rounds: Sequence[RoundResult], unlabeled: bool) -> list[str]:
     adapters, encoder = rounds[0].holdout, rounds[0].encoder
     if adapters is None or encoder is None or gate.passes(adapters, encoder):
         return []
-    more = "" if unlabeled else " Real texts with --unlabeled would help the adapter: the encoder labels them, too."
+    more = "" if unlabeled else " Real texts with --unlabeled may help the adapter: the encoder labels them, too."
     return [
         f"Of the seeds, each by a fit of other seeds, a sentence encoder with a linear head has {encoder.score:.1%} "
         f"right, adapters have {adapters.score:.1%}. Compare such a classifier with this adapter before you deploy it."
