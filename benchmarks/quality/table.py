@@ -26,10 +26,10 @@ def results_table(lines: Sequence[Line]) -> str:
     for task in dict.fromkeys(line.task for line in lines):
         own = [line for line in lines if line.task == task]
         draws = max(line.own.draws for line in own)
-        parts.append(f"**{task}**, {draws} draw{'s' if draws > 1 else ''}\n\n{markdown(HEAD, map(_result, own))}")
-        made = [line for line in own if line.rows is not None]
+        parts.append(f"**{task}**, {_draws(draws)}\n\n{markdown(HEAD, [_result(line, draws) for line in own])}")
+        made = [_data(line, draws) for line in own if line.rows is not None]
         if made:
-            parts.append(markdown(DATA_HEAD, map(_data, made)))
+            parts.append(markdown(DATA_HEAD, made))
     return with_legend("\n\n".join(parts))
 
 
@@ -84,12 +84,12 @@ def replace_between(path: Path, tables: Mapping[str, str]) -> None:
     write_bytes(path, text.encode())
 
 
-def _result(line: Line) -> list[str]:
+def _result(line: Line, draws: int) -> list[str]:
     raw = f" ({line.ece_raw:.3f})" if line.ece_raw is not None else ""
     mixed = MIXED if line.paired.mixed else ""
     spread = f" ± {100 * line.sd:.1f}" if line.sd is not None else ""
     return [
-        _title(line),
+        _title(line, draws),
         f"{100 * line.accuracy:.1f}{spread}",
         f"{100 * line.macro_f1:.1f}",
         "" if line.method == FLOOR or line.lift is None else _signed(line.lift, line.lift_error) + mixed,
@@ -100,9 +100,9 @@ def _result(line: Line) -> list[str]:
     ]
 
 
-def _data(line: Line) -> list[str]:
+def _data(line: Line, draws: int) -> list[str]:
     return [
-        _title(line),
+        _title(line, draws),
         _number(line.rows, "{:.0f}"),
         _number(line.precision, "{:.1%}"),
         _number(line.judge, "{:.1%}"),
@@ -114,8 +114,14 @@ def _data(line: Line) -> list[str]:
     ]
 
 
-def _title(line: Line) -> str:
-    return METHODS[line.method].title + marks(line.own)
+def _title(line: Line, draws: int) -> str:
+    """The method, and its number of draws where others of the task have more."""
+    fewer = f", {_draws(line.own.draws)}" if line.own.draws < draws else ""
+    return METHODS[line.method].title + fewer + marks(line.own)
+
+
+def _draws(count: int) -> str:
+    return f"{count} draw{'s' if count > 1 else ''}"
 
 
 def _signed(share: float, error: float | None = None) -> str:

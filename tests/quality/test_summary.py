@@ -93,6 +93,15 @@ def test_one_draw_has_no_spread_and_a_difference_without_an_error() -> None:
     assert "80.0%" in text  # of the judge
 
 
+def test_a_method_of_fewer_draws_than_others_says_so() -> None:
+    text = results_table(
+        summarise([*RECORDS, record("unlabeled", 1, 0.7, data={**DATA, "precision": 0.9}, judge=JUDGE)])
+    )
+    assert "**t**, 2 draws" in text
+    assert text.count("| AFDC default + unlabelled texts, 1 draw |") == 2
+    assert "| AFDC default  " in text
+
+
 def test_differences_to_the_seeds_stand_in_the_table_with_their_error() -> None:
     line = next(one for one in summarise(RECORDS) if one.method == "default")
     assert (line.lift, line.lift_error) == (pytest.approx(0.2), pytest.approx(0.1))
