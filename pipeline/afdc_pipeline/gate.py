@@ -14,6 +14,8 @@ from afdc.result import Evaluation
 from afdc.wording import loss
 from afdc_pipeline import metrics
 
+ROUNDING = 1e-9  # of shares
+
 
 def ranks(evaluations: Sequence[Evaluation]) -> list[float]:
     """A number each, higher is better: minus the log loss where all have one, else their score (open tasks)."""
@@ -24,13 +26,20 @@ def ranks(evaluations: Sequence[Evaluation]) -> list[float]:
 def passes(new: Evaluation | None, best: Evaluation | None) -> bool:
     """Whether `new` may take the place of `best`. Without gold to compare them by every adapter may.
 
-    It may where its log loss is no higher, and else where it has not fewer right by more than one standard error of the
-    difference (the one-standard-error rule: Breiman et al. 1984). Of 16 seeds one answer says nothing: an adapter that
-    happened to get all of them right would never be replaced.
+    It may where its log loss is no higher, and else where it has not fewer right by more than one answer. Of 16 seeds
+    one answer says nothing: an adapter that happened to get all of them right would never be replaced.
     """
     if new is None or best is None:
         return True
-    return leads(new, best) or best.score - new.score <= _standard_error(new, best)
+    return leads(new, best) or best.score - new.score <= 1 / new.n + ROUNDING
+
+
+def clearly_behind(one: Evaluation, other: Evaluation) -> bool:
+    """Whether it has a higher log loss and fewer right, by more than one standard error of the difference.
+
+    The one-standard-error rule: Breiman et al. 1984.
+    """
+    return not leads(one, other) and other.score - one.score > _standard_error(one, other)
 
 
 def leads(new: Evaluation, best: Evaluation) -> bool:
@@ -65,7 +74,7 @@ def remark(new: Evaluation | None, best: Evaluation | None) -> str:
     """What the report says of an adapter that passes although it does not lead; else nothing."""
     if new is None or best is None or leads(new, best):
         return ""
-    return f"behind on held-out gold ({describe(best)} before it), by less than {new.n} rows can tell"
+    return f"behind on held-out gold ({describe(best)} before it), by no more than one answer of {new.n}"
 
 
 def describe(evaluation: Evaluation) -> str:

@@ -24,7 +24,7 @@ def advise(rounds: Sequence[RoundResult], *, unlabeled: bool = False) -> list[st
 def _encoder_ahead(rounds: Sequence[RoundResult], unlabeled: bool) -> list[str]:
     """Round 0 alone compares them fairly: later folds learn from labels of a committee that knows all seeds."""
     adapters, encoder = rounds[0].holdout, rounds[0].encoder
-    if adapters is None or encoder is None or gate.passes(adapters, encoder):
+    if adapters is None or encoder is None or not gate.clearly_behind(adapters, encoder):
         return []
     more = "" if unlabeled else " Real texts with --unlabeled may help the adapter: the encoder labels them, too."
     return [
