@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from afdc.task import Task
 from afdc_pipeline.seams import Generated, GenerateRequest, Scores
+from afdc_server.accounts.limits import spent_tokens
 from afdc_server.engine.metering import charge
 from afdc_server.service.main import app
 from tests.service.test_limits import idle, refused
@@ -188,3 +190,17 @@ def test_a_kept_count_outlives_the_server(tmp_path: Path) -> None:
         assert client.post("/predict", json={"job": job["id"], "texts": TEXTS}).status_code == 200
     with idle(tmp_path) as world, world.client() as client:
         assert client.get("/tenants/default").json()["spent_tokens"] == tokens(job) + EACH
+
+
+def test_a_save_returns_when_what_another_thread_is_writing_is_written(tmp_path: Path) -> None:
+    with idle(tmp_path) as world, ThreadPoolExecutor() as threads:
+        budgets, database = world.services.budgets, world.services.db
+        world.key()  # makes the tenant
+        budgets.spend("default", EACH)
+        with database.write():
+            saves = [threads.submit(budgets.save) for _ in range(2)]  # one has the count, and waits for the database
+            assert not wait(saves, timeout=0.5, return_when=FIRST_COMPLETED).done
+        for save in saves:
+            save.result(timeout=30)
+        with database.read() as connection:
+            assert spent_tokens(connection, "default") == EACH

@@ -71,6 +71,7 @@ class Budgets:
         self._limits = limits
         self._clock = clock
         self._lock = threading.Lock()
+        self._saving = threading.Lock()
         self._unsaved: Counter[str] = Counter()
         self._seen: dict[str, tuple[float, int, int | None]] = {}  # tenant -> when, spent, allowed
 
@@ -87,19 +88,24 @@ class Budgets:
             self._seen.pop(tenant, None)
 
     def save(self) -> None:
-        """Write what was counted. Raises StorageError: nothing is lost, and the next time writes it."""
-        with self._lock:
-            counted, self._unsaved = self._unsaved, Counter()
-        if not counted:
-            return
-        try:
-            with self._db.write() as connection:
-                for tenant, tokens in sorted(counted.items()):  # in one order: servers must not wait for each other
-                    keep_spent(connection, tenant, {"prompt_tokens": tokens})
-        except BaseException:
+        """Write what was counted; all of it is written when this returns, also what another thread was writing.
+
+        Raises:
+            StorageError: nothing is lost, and the next time writes it.
+        """
+        with self._saving:
             with self._lock:
-                self._unsaved.update(counted)
-            raise
+                counted, self._unsaved = self._unsaved, Counter()
+            if not counted:
+                return
+            try:
+                with self._db.write() as connection:
+                    for tenant, tokens in sorted(counted.items()):  # in one order: servers must not wait for each other
+                        keep_spent(connection, tenant, {"prompt_tokens": tokens})
+            except BaseException:
+                with self._lock:
+                    self._unsaved.update(counted)
+                raise
 
     def check_request(self, tenant: str) -> None:
         """Refuse a direct request of a tenant that has spent its tokens. Raises TooManyError."""
