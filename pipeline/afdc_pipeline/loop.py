@@ -151,7 +151,7 @@ async def _self_train(ctx: JobContext, state: LoopState, round: int) -> None:
         state.best_holdout, state.best_eval = holdout, evaluation
         note = "; ".join(filter(None, [gate.remark(holdout, to_beat), await _label(ctx, state, round)]))
     else:  # the same labellers would decide the same again
-        state.decisions.append(replace(state.decisions[-1], flip_rate=None))
+        state.decisions.append(replace(state.decisions[-1], flip_rate=0.0))
         note = "worse on held-out gold: the adapter before it is kept"
     await _record(ctx, state, round, evaluation, scorer=scorer, holdout=holdout, activated=accepted, note=note)
 

@@ -63,6 +63,18 @@ def test_a_round_that_loses_out_of_fold_is_not_handed_out(tmp_path: Path) -> Non
     assert "-m0-" in state.best.served
 
 
+@pytest.mark.parametrize(("least", "rounds", "reason"), [(0.1, 1, "flip_rate: 0.00%"), (0.0, 3, "rounds")])
+def test_no_round_follows_a_refused_one_unless_rounds_go_on_whatever_flips(
+    tmp_path: Path, least: float, rounds: int, reason: str
+) -> None:
+    config = small_config(loop={**FOLDED, "rounds": 3, "patience": 9, "min_flip_rate": least})
+    engine = Losing("-r1-f", noise=0.1)
+    state = make_job(tmp_path, config, engine=engine, seeds=named_seeds()).run()
+    assert state.history[1].activated is False
+    assert state.history[-1].round == rounds
+    assert state.stop_reason.startswith(reason)
+
+
 def test_a_round_that_loses_by_one_answer_is_handed_out_and_says_so(tmp_path: Path) -> None:
     engine = Losing("-r1-f", noise=0.1, lost=1)
     state = make_job(tmp_path, small_config(loop=FOLDED), engine=engine, seeds=named_seeds()).run()
