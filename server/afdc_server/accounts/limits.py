@@ -95,17 +95,14 @@ class Budgets:
         """
         with self._saving:
             with self._lock:
-                counted, self._unsaved = self._unsaved, Counter()
+                counted = Counter(self._unsaved)
             if not counted:
                 return
-            try:
-                with self._db.write() as connection:
-                    for tenant, tokens in sorted(counted.items()):  # in one order: servers must not wait for each other
-                        keep_spent(connection, tenant, {"prompt_tokens": tokens})
-            except BaseException:
-                with self._lock:
-                    self._unsaved.update(counted)
-                raise
+            with self._db.write() as connection:
+                for tenant, tokens in sorted(counted.items()):  # in one order: servers must not wait for each other
+                    keep_spent(connection, tenant, {"prompt_tokens": tokens})
+            with self._lock:
+                self._unsaved -= counted
 
     def check_request(self, tenant: str) -> None:
         """Refuse a direct request of a tenant that has spent its tokens. Raises TooManyError."""
