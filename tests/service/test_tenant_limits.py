@@ -12,6 +12,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
+from afdc.errors import StorageError
 from afdc.task import Task
 from afdc_pipeline.seams import Generated, GenerateRequest, Scores
 from afdc_server.accounts.limits import spent_tokens
@@ -202,5 +203,23 @@ def test_a_save_returns_when_what_another_thread_is_writing_is_written(tmp_path:
             assert not wait(saves, timeout=0.5, return_when=FIRST_COMPLETED).done
         for save in saves:
             save.result(timeout=30)
+        with database.read() as connection:
+            assert spent_tokens(connection, "default") == EACH
+
+
+def test_what_could_not_be_written_is_written_the_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away() -> None:
+        raise StorageError("the database is away")
+
+    with idle(tmp_path) as world:
+        budgets, database = world.services.budgets, world.services.db
+        world.key()
+        budgets.spend("default", EACH)
+        with monkeypatch.context() as broken:
+            broken.setattr(database, "write", away)
+            with pytest.raises(StorageError):
+                budgets.save()
+        for _ in range(2):  # and once
+            budgets.save()
         with database.read() as connection:
             assert spent_tokens(connection, "default") == EACH
