@@ -21,6 +21,14 @@ from tests.trainer.fits import weights_of
 
 pytestmark = pytest.mark.trainer
 EVERY_STEP = {"checkpoint_every": 1}
+TRAIN_AND_LOOK = """
+import sys
+import torch
+from afdc_trainer.__main__ import main
+code = main(sys.argv[1:])
+assert not torch.distributed.is_initialized(), "an open process group can abort the process at its end"
+sys.exit(code)
+"""
 
 
 def start(job: TrainJob) -> subprocess.Popen[bytes]:
@@ -154,9 +162,11 @@ def test_two_processes_train_what_one_does(tiny: Path, make_job: JobMaker) -> No
     job = make_job(tiny, "pair", config={"dropout": 0.0})
     path = job.result.parent / "job.json"
     path.write_text(job.model_dump_json(), encoding="utf-8")
+    script = path.with_name("train.py")
+    script.write_text(TRAIN_AND_LOOK, encoding="utf-8")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**trainer_environment(), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launch, "-m", "afdc_trainer", str(path)], env=environment, capture_output=True, text=True)
+    done = subprocess.run([*launch, str(script), str(path)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     together = TrainResult.model_validate_json(job.result.read_bytes())
     assert together.losses == pytest.approx(alone.losses, rel=1e-4)

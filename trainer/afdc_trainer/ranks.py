@@ -41,6 +41,13 @@ class Ranks:
         if self.size > 1:
             torch.distributed.barrier()
 
+    def leave(self) -> None:
+        """Close the process group, when nothing more is asked of the others: its threads outlive the interpreter and
+        abort the process at its end now and then.
+        """
+        if self.size > 1:
+            torch.distributed.destroy_process_group()
+
 
 def join(cpu: bool) -> Ranks:
     """Join the process group that the environment names (WORLD_SIZE and the rest), if any."""

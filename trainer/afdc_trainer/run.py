@@ -61,6 +61,7 @@ def fit(job: TrainJob) -> TrainResult:
         dtype = str(language_model.dtype).removeprefix("torch.")
         folder = publish.publish(job, weights, probes, dtype)
         drop_checkpoints(job.work)
+    ranks.leave()
     return TrainResult(
         status="succeeded",
         adapter=folder,
