@@ -103,7 +103,7 @@ class Witnesses:
         """Mean of the witnesses, [n, n_labels].
 
         A product would take them for independent, and be surer than it is right. Where calibrated witnesses agree their
-        mean is right as often as it says (docs/quality.md, Log).
+        mean is right as often as it says (docs/decisions/0011).
         """
         return ensemble(self.means, self.heard)
 
