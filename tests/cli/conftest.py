@@ -11,12 +11,12 @@ import pytest
 
 from afdc.cli import main
 from tests.cli.remote_world import Outcome, Remote, write_inputs
-from tests.service.world import World, running
+from tests.service.world import CLEAR, SlottedEngine, World, running
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with running(tmp_path_factory.mktemp("service")) as found:
+    with running(tmp_path_factory.mktemp("service"), SlottedEngine(noise=CLEAR)) as found:
         yield found
 
 

@@ -17,6 +17,7 @@ from sqlalchemy import update
 from afdc.errors import TrainerError
 from afdc_server.db.schema import adapters
 from tests.service.world import (
+    CLEAR,
     SlottedEngine,
     World,
     events_of,
@@ -29,7 +30,6 @@ from tests.service.world import (
 )
 
 TEXTS = ["river lamp ALPHA", "the stone BETA"]
-NOISE = 0.3  # every adapter, whatever its name is, reads TEXTS right
 
 
 class Gate:
@@ -52,7 +52,7 @@ class Gate:
 @contextmanager
 def held(data: Path, gate: Gate) -> Iterator[tuple[World, httpx.Client, str]]:
     """A server whose one job has finished round 1 and waits before round 2."""
-    world = World(make_settings(data), fake_parts(SlottedEngine(noise=NOISE), gate))
+    world = World(make_settings(data), fake_parts(SlottedEngine(noise=CLEAR), gate))
     world.start()
     try:
         with world.client() as client:

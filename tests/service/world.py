@@ -33,6 +33,7 @@ from tests.fakes.engine import FakeEngine
 from tests.fakes.job import TASK, make_seeds
 from tests.fakes.trainer import FakeTrainer
 
+CLEAR = 0.3  # noise of a fake engine whose adapters, named by chance, all find a label that stands in the text
 MODEL = ModelRef("fake", Path("/nonexistent"), "rev0", 0)
 SETTINGS: dict[str, Any] = {
     "augment": {"variants": 6, "rounds": 2, "context_seeds": 2},
